@@ -1,0 +1,111 @@
+package registry
+
+import "time"
+
+// Status is the one model of how a registry is. The command line, the control socket, the reported properties of
+// the twin and the status page all render this; nothing of it has to be read from a log.
+type Status struct {
+	Name             string            `json:"name,omitempty"` // connected registry name
+	InstanceID       string            `json:"instanceId"`     // made once for a data volume
+	Version          string            `json:"version"`
+	Mode             Mode              `json:"mode"`
+	ConnectionState  ConnectionState   `json:"connectionState"`
+	LastActivityTime time.Time         `json:"lastActivityTime,omitzero"` // last answer of the parent
+	Parent           ParentStatus      `json:"parent"`
+	Sync             SyncStatus        `json:"registrySyncResult"`
+	StatusDetails    []StatusDetail    `json:"statusDetails,omitempty"` // empty is healthy
+	Transfers        []TransferStatus  `json:"transfers,omitempty"`     // under way now
+	Traffic          Traffic           `json:"traffic"`
+	Storage          StorageStatus     `json:"storage"`
+	Configuration    ConfigStatus      `json:"configuration"`
+	Repositories     []RepositoryState `json:"repositories,omitempty"`
+}
+
+// ParentStatus is what is known of the parent.
+type ParentStatus struct {
+	GatewayEndpoint string     `json:"gatewayEndpoint,omitempty"`
+	Protocol        string     `json:"protocol,omitempty"`
+	Kind            ParentKind `json:"kind,omitempty"`
+	Mode            Mode       `json:"mode,omitempty"`
+	InstanceID      string     `json:"instanceId,omitempty"`
+}
+
+// SyncStatus is the last sync iteration, or the one under way (ARM registrySyncResult).
+type SyncStatus struct {
+	SyncState                 SyncState `json:"syncState,omitempty"`
+	LastSyncStartTime         time.Time `json:"lastSyncStartTime,omitzero"`
+	LastSyncEndTime           time.Time `json:"lastSyncEndTime,omitzero"`
+	LastSuccessfulSyncEndTime time.Time `json:"lastSuccessfulSyncEndTime,omitzero"`
+	NextSyncTime              time.Time `json:"nextSyncTime,omitzero"`
+	Requests                  int64     `json:"requests"`      // made to the parent in that iteration
+	BytesReceived             int64     `json:"bytesReceived"` // in that iteration, bodies
+	TagsMoved                 int       `json:"tagsMoved"`
+	TagsRemoved               int       `json:"tagsRemoved"`
+	Error                     string    `json:"error,omitempty"`
+}
+
+// StatusDetail is one thing that is wrong now, with ACR's fields.
+type StatusDetail struct {
+	Type          string    `json:"type"` // Disk, Parent, Sync, Configuration, Storage
+	Code          string    `json:"code"`
+	Description   string    `json:"description"` // what is wrong and what to do
+	Timestamp     time.Time `json:"timestamp"`
+	CorrelationID string    `json:"correlationId,omitempty"`
+}
+
+// TransferStatus is one blob on its way.
+type TransferStatus struct {
+	Repository string `json:"repository"`
+	Digest     Digest `json:"digest"`
+	Size       int64  `json:"size"`     // bytes; 0 while unknown
+	Received   int64  `json:"received"` // bytes here, those of earlier runs included
+	Waiting    bool   `json:"waiting"`  // between two attempts
+}
+
+// Traffic counts the link to the parent since the process started.
+type Traffic struct {
+	Requests      int64 `json:"requests"`
+	BytesReceived int64 `json:"bytesReceived"` // response bodies
+	BytesSent     int64 `json:"bytesSent"`     // request bodies
+}
+
+// StorageStatus is the data volume.
+type StorageStatus struct {
+	State        string `json:"state"` // ok, recovering, unavailable
+	Repositories int    `json:"repositories"`
+	Tags         int    `json:"tags"`
+	Manifests    int    `json:"manifests"`
+	Blobs        int    `json:"blobs"`
+	UsedBytes    int64  `json:"usedBytes"`
+	FreeBytes    int64  `json:"freeBytes"`
+}
+
+// ConfigStatus is which document is in force.
+type ConfigStatus struct {
+	Source  string       `json:"source"` // file, twin, last-good, default
+	Applied time.Time    `json:"applied,omitzero"`
+	Errors  []FieldError `json:"errors,omitempty"`
+}
+
+// FieldError is one field of the configuration document that is not in force, and why.
+type FieldError struct {
+	Path    string `json:"path"`    // for example parent.syncProperties.schedule
+	Message string `json:"message"` // what is wrong and what is accepted
+}
+
+// Error returns path and message.
+func (e FieldError) Error() string { return e.Path + ": " + e.Message }
+
+// RepositoryState is one repository in scope: which tags stand as at the parent, and which do not and why.
+type RepositoryState struct {
+	Repository string     `json:"repository"`
+	Tags       int        `json:"tags"`
+	Behind     []TagState `json:"behind,omitempty"`
+}
+
+// TagState is one tag that is not in sync.
+type TagState struct {
+	Tag    string `json:"tag"`
+	Digest Digest `json:"digest,omitempty"` // the parent's
+	Error  string `json:"error,omitempty"`
+}
