@@ -39,6 +39,9 @@ func (i Image) Root() Manifest { return i.Manifests[len(i.Manifests)-1] }
 type Replica interface {
 	// StatContent returns the size of content that is committed here, for whatever repository.
 	StatContent(ctx context.Context, d Digest) (size int64, ok bool)
+	// OpenContent reads committed content by digest alone; the caller has made sure that it may be read.
+	// Errors: BLOB_UNKNOWN.
+	OpenContent(ctx context.Context, d Digest) (BlobReader, error)
 	// Partial opens the bytes of unfinished content, creating it when it is new; size is what it will have, 0 when
 	// unknown. One at a time for a digest. Errors: CONFLICT when it is open already, DiskError.
 	Partial(ctx context.Context, d Digest, size int64) (Partial, error)
@@ -54,7 +57,11 @@ type Replica interface {
 	// Missing returns the descriptors below the manifest that are not here; none means that it is complete. For an index
 	// only children for which want is true count; a nil want takes all.
 	Missing(ctx context.Context, repo string, d Digest, want func(Descriptor) bool) ([]Descriptor, error)
-	// Document returns a small document kept in the index (last good configuration, cursors); nil when there is none.
+}
+
+// Documents keeps a few small documents in the index: last good configuration, cursors.
+type Documents interface {
+	// Document returns nil when there is none of that name.
 	Document(ctx context.Context, name string) ([]byte, error)
 	// PutDocument stores one, durably. Storing what is there already costs no write.
 	PutDocument(ctx context.Context, name string, body []byte) error
