@@ -1,0 +1,24 @@
+package registry
+
+import "log/slog"
+
+// Secret is a password or a token. It prints as *** wherever text is made of it, so that it gets into no log, error
+// text or status; Reveal returns what it is.
+type Secret string
+
+const hidden = "***"
+
+// Reveal returns the secret itself, for the request that needs it.
+func (s Secret) Reveal() string { return string(s) }
+
+// String returns ***.
+func (Secret) String() string { return hidden }
+
+// GoString returns ***, for %#v.
+func (Secret) GoString() string { return hidden }
+
+// MarshalJSON returns "***". A Secret is no map key: encoding/json would write it out.
+func (Secret) MarshalJSON() ([]byte, error) { return []byte(`"` + hidden + `"`), nil }
+
+// LogValue returns ***.
+func (Secret) LogValue() slog.Value { return slog.StringValue(hidden) }
