@@ -1,0 +1,223 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptrace"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// minBurst is how many bytes the rate limit hands out at once.
+const minBurst = 16 << 10
+
+// What a watchdog can find; each is the cause inside an UNAVAILABLE error.
+var (
+	ErrNoAnswer = errors.New("no answer in time")
+	ErrStalled  = errors.New("no byte of the body in time")
+	ErrTooSlow  = errors.New("the whole answer took too long")
+)
+
+// exchange is one request on the wire: counted, limited, watched.
+func (c *Client) exchange(req *http.Request) (*http.Response, error) {
+	header, total, maxBody := c.limits(req.Context())
+	start := time.Now()
+	dog := newWatchdog(req.Context(), total)
+	ctx := httptrace.WithClientTrace(dog.ctx, &httptrace.ClientTrace{
+		GotConn:      func(httptrace.GotConnInfo) { dog.arm(phaseHeader, header, ErrNoAnswer) },
+		WroteRequest: func(httptrace.WroteRequestInfo) { dog.arm(phaseHeader, header, ErrNoAnswer) },
+	})
+	out := req.WithContext(ctx)
+	if out.Body != nil && out.Body != http.NoBody {
+		out.Body = &countingBody{ReadCloser: req.Body, c: c}
+	}
+	c.requests.Add(1)
+	resp, err := c.base.RoundTrip(out)
+	if err != nil {
+		err = c.fail(req, dog, err)
+		dog.stop()
+		c.log.DebugContext(ctx, "request failed", slog.String("method", req.Method), slog.String("host", req.URL.Host), slog.String("path", req.URL.Path), slog.Any("error", err))
+		return nil, err
+	}
+	dog.enter(phaseBody)
+	c.log.DebugContext(ctx, "request", slog.String("method", req.Method), slog.String("host", req.URL.Host), slog.String("path", req.URL.Path),
+		slog.Int("status", resp.StatusCode), slog.Duration("took", time.Since(start)))
+	resp.Request = req
+	resp.Body = &body{c: c, inner: resp.Body, req: req, dog: dog, left: maxBody, max: maxBody}
+	return resp, nil
+}
+
+// fail turns what went wrong into UNAVAILABLE, except for a refusal of this package and for the caller's own cancel.
+func (c *Client) fail(req *http.Request, dog *watchdog, err error) error {
+	host := req.URL.Host
+	if cause := dog.bite(); cause != nil {
+		return registry.ErrUnavailable.WithMessage("%s: %v", host, cause).Wrap(fmt.Errorf("%w: %w", cause, err))
+	}
+	if ctxErr := req.Context().Err(); errors.Is(ctxErr, context.Canceled) {
+		return context.Cause(req.Context())
+	}
+	var known *registry.Error
+	if errors.As(err, &known) {
+		return known
+	}
+	if errors.Is(err, context.DeadlineExceeded) && req.Context().Err() == nil {
+		return registry.ErrUnavailable.WithMessage("no connection to %s in time", host).Wrap(ErrNoAnswer)
+	}
+	return registry.ErrUnavailable.WithMessage("the connection to %s failed", host).Wrap(err)
+}
+
+type phase int
+
+const (
+	phaseHeader phase = iota
+	phaseBody
+)
+
+// watchdog cancels a request that does not advance. It is armed for one phase at a time; what arrives late for a
+// phase that is over, as the trace of a request whose answer is already here, is ignored.
+type watchdog struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	mu    sync.Mutex
+	phase phase
+	timer *time.Timer
+	total *time.Timer
+	cause error
+}
+
+func newWatchdog(parent context.Context, total time.Duration) *watchdog {
+	w := &watchdog{}
+	w.ctx, w.cancel = context.WithCancelCause(parent)
+	if total > 0 {
+		w.total = time.AfterFunc(total, func() { w.fire(ErrTooSlow) })
+	}
+	return w
+}
+
+func (w *watchdog) fire(cause error) {
+	w.mu.Lock()
+	if w.cause == nil {
+		w.cause = cause
+	}
+	w.mu.Unlock()
+	w.cancel(cause)
+}
+
+// arm starts the time that the phase has for its next step.
+func (w *watchdog) arm(p phase, d time.Duration, cause error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p != w.phase || w.cause != nil {
+		return
+	}
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+	w.timer = time.AfterFunc(d, func() { w.fire(cause) })
+}
+
+// enter goes to a phase and stops the time of the one before.
+func (w *watchdog) enter(p phase) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.phase = p
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+}
+
+// bite returns why the watchdog ended the request; nil when it did not.
+func (w *watchdog) bite() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cause
+}
+
+// stop frees the timers and the context.
+func (w *watchdog) stop() {
+	w.enter(phaseBody)
+	if w.total != nil {
+		w.total.Stop()
+	}
+	w.cancel(nil)
+}
+
+// body is a response body: counted, bounded, slowed to the rate, and never waited for longer than the idle time.
+type body struct {
+	c     *Client
+	inner io.ReadCloser
+	req   *http.Request
+	dog   *watchdog
+	left  int64
+	max   int64
+	err   error
+}
+
+// Read implements io.Reader. Errors: io.EOF; SIZE_INVALID for more than the bound; UNAVAILABLE with the cause, which
+// is io.ErrUnexpectedEOF where the connection ended too early; the context's.
+func (b *body) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	if b.left < int64(len(p)) {
+		p = p[:b.left+1] // one more tells "exactly full" from "too large"
+	}
+	limited := b.c.limiter.Limit() != rate.Inf
+	if limited && len(p) > minBurst {
+		p = p[:minBurst]
+	}
+	b.dog.arm(phaseBody, b.c.o.Timeouts.Idle, ErrStalled)
+	n, err := b.inner.Read(p)
+	b.dog.enter(phaseBody)
+	b.c.received.Add(int64(n))
+	if int64(n) > b.left {
+		n = int(b.left)
+		err = registry.ErrSizeInvalid.WithMessage("the answer of %s to %s %s is larger than %d bytes", b.req.URL.Host, b.req.Method, b.req.URL.Path, b.max)
+	}
+	b.left -= int64(n)
+	switch {
+	case err == nil && limited && n > 0:
+		if werr := b.c.limiter.WaitN(b.dog.ctx, n); werr != nil {
+			err = b.c.fail(b.req, b.dog, werr)
+		}
+	case err == io.EOF || errors.Is(err, registry.ErrSizeInvalid) || err == nil:
+	default:
+		err = b.c.fail(b.req, b.dog, err)
+	}
+	if err != nil {
+		b.err = err
+		b.dog.stop()
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (b *body) Close() error {
+	if b.err == nil {
+		b.err = http.ErrBodyReadAfterClose
+	}
+	err := b.inner.Close()
+	b.dog.stop()
+	return err
+}
+
+// countingBody counts what is sent.
+type countingBody struct {
+	io.ReadCloser
+	c *Client
+}
+
+func (b *countingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.c.sent.Add(int64(n))
+	return n, err
+}
