@@ -1,9 +1,12 @@
 package registry
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
+	"strconv"
 	"time"
 )
 
@@ -162,4 +165,34 @@ func AsError(err error) *Error {
 		return e
 	}
 	return ErrInternal.Wrap(err)
+}
+
+// Body returns the JSON that the client gets (OCI distribution spec, "Error codes").
+func (e *Error) Body() []byte {
+	type entry struct {
+		Code    Code   `json:"code"`
+		Message string `json:"message"`
+		Detail  any    `json:"detail,omitempty"`
+	}
+	encode := func(detail any) ([]byte, error) {
+		return json.Marshal(map[string][]entry{"errors": {{e.Code, e.Message, detail}}})
+	}
+	body, err := encode(e.Detail)
+	if err != nil {
+		body, _ = encode(nil) // a detail that JSON cannot say is no reason to say nothing
+	}
+	return append(body, '\n')
+}
+
+// WriteHTTP answers with e: status, Retry-After, body.
+func (e *Error) WriteHTTP(w http.ResponseWriter) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json; charset=utf-8")
+	if e.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	}
+	body := e.Body()
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(e.HTTPStatus())
+	_, _ = w.Write(body) // the client may be gone; there is nobody else to tell
 }

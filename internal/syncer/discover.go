@@ -1,0 +1,221 @@
+package syncer
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/connected-registry/connected-registry/internal/hierarchy"
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// probeEvery is how often the parent is asked again what it is while nothing points to a change.
+const probeEvery = time.Hour
+
+// probe makes sure that the parent is known and that the two layers fit together.
+func (s *Syncer) probe(ctx context.Context, set Settings) (registry.ParentKind, error) {
+	s.mu.Lock()
+	kind, probed, failed, refused := s.state.parent.Kind, s.state.probed, s.state.failure != nil, s.state.refused
+	s.mu.Unlock()
+	now := s.o.Clock.Now()
+	if kind != registry.KindUnknown && !failed && refused == nil && now.Sub(probed) < probeEvery && !now.Before(probed) {
+		return kind, nil
+	}
+	status, info, err := set.Parent.Probe(ctx)
+	s.contact(err)
+	if err == nil && status.Kind == registry.KindConnected {
+		err = errors.Join(
+			hierarchy.CheckAncestry(s.o.InstanceID, info),
+			hierarchy.CheckModes(info.Name, info.Mode, s.o.Name, set.Mode))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.refused = nil
+	if err != nil {
+		if !errors.Is(err, registry.ErrUnavailable) {
+			s.state.refused = err
+		}
+		return kind, err
+	}
+	s.state.parent, s.state.info, s.state.probed = status, info, now
+	return status.Kind, nil
+}
+
+// Ancestors returns the instance ids above this registry, nearest first.
+func (s *Syncer) Ancestors() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state.info.InstanceID == "" {
+		return nil
+	}
+	return append([]string{s.state.info.InstanceID}, s.state.info.Ancestors...)
+}
+
+// cursorDocument holds, after a complete iteration, what it was complete for and how far.
+const cursorDocument = "sync/cursor"
+
+// cursorKey is what a cursor is good for: a change of parent, mode or scope starts from the beginning.
+func cursorKey(set Settings) string {
+	rules := make([]string, 0, len(set.Scope))
+	for _, r := range set.Scope {
+		rules = append(rules, r.String())
+	}
+	slices.Sort(rules)
+	sum := sha256.Sum256([]byte(set.ParentName + "\n" + string(set.Mode) + "\n" + strings.Join(rules, "\n")))
+	return hex.EncodeToString(sum[:8])
+}
+
+func (s *Syncer) loadCursor(ctx context.Context, set Settings) (string, error) {
+	doc, err := s.store.Document(ctx, cursorDocument)
+	key, cursor, _ := strings.Cut(string(doc), " ")
+	if err != nil || key != cursorKey(set) {
+		return "", err
+	}
+	return cursor, nil
+}
+
+func (s *Syncer) saveCursor(ctx context.Context, set Settings, cursor string) error {
+	return s.store.PutDocument(ctx, cursorDocument, []byte(cursorKey(set)+" "+cursor))
+}
+
+// discoverChanges asks one of our own kind what changed since the last complete iteration: one request, and a few
+// hundred bytes when the answer is nothing.
+func (s *Syncer) discoverChanges(ctx context.Context, set Settings, wait time.Duration) (listing, string, error) {
+	since, err := s.loadCursor(ctx, set)
+	if err != nil {
+		return listing{}, "", err
+	}
+	var scope []string
+	for _, r := range set.Scope {
+		if !slices.Contains(scope, r.Repository) {
+			scope = append(scope, r.Repository)
+		}
+	}
+	l := newListing()
+	req := registry.ChangesRequest{Since: since, Wait: wait, Scope: scope}
+	for {
+		c, err := set.Parent.Changes(ctx, req)
+		s.contact(err)
+		if err != nil {
+			return l, "", err
+		}
+		l.all = l.all || c.Full
+		for _, e := range c.Entries {
+			switch {
+			case e.Subject != "":
+				l.referrers = append(l.referrers, e)
+			case e.Digest == "":
+				l.gone[e.Repository] = append(l.gone[e.Repository], e.Tag)
+			default:
+				l.add(e.Repository, e.Tag, e.Digest)
+			}
+		}
+		if !c.More {
+			for repo := range l.tags {
+				l.complete[repo] = l.all
+			}
+			return l, c.Cursor, nil
+		}
+		if c.Cursor == req.Since {
+			return l, "", registry.ErrUnavailable.WithMessage("the parent's list of changes does not end")
+		}
+		req.Since, req.Wait = c.Cursor, 0
+	}
+}
+
+// discoverTags asks any registry: the catalog where a rule is a pattern, the tags of each repository, and a HEAD for
+// each tag in scope.
+func (s *Syncer) discoverTags(ctx context.Context, set Settings) (listing, error) {
+	l := newListing()
+	repos, err := s.repositories(ctx, set)
+	if err != nil {
+		return l, err
+	}
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(max(set.Parallel, 4))
+	for _, repo := range repos {
+		tags, err := allPages(func(after string) ([]string, error) {
+			return set.Parent.Tags(ctx, repo, after, registry.MaxPage)
+		})
+		s.contact(err)
+		if errors.Is(err, registry.ErrNameUnknown) {
+			s.repoFailed(repo, err)
+			continue
+		}
+		if err != nil {
+			return l, errors.Join(err, group.Wait())
+		}
+		l.tags[repo], l.complete[repo] = map[string]registry.Digest{}, true
+		for _, tag := range tags {
+			if !set.Scope.MatchTag(repo, tag) {
+				continue
+			}
+			group.Go(func() error {
+				d, err := set.Parent.ResolveManifest(ctx, repo, registry.TagReference(tag))
+				mu.Lock()
+				defer mu.Unlock()
+				if errors.Is(err, registry.ErrManifestUnknown) {
+					return nil // removed since the list was made
+				}
+				if err == nil {
+					l.add(repo, tag, d.Digest)
+				}
+				return err
+			})
+		}
+	}
+	err = group.Wait()
+	s.contact(err)
+	return l, err
+}
+
+// repositories returns the parent's repositories that a rule names or matches.
+func (s *Syncer) repositories(ctx context.Context, set Settings) ([]string, error) {
+	var repos []string
+	pattern := false
+	for _, r := range set.Scope {
+		if pattern = pattern || r.IsPattern(); !r.IsPattern() {
+			repos = append(repos, r.Repository)
+		}
+	}
+	if pattern {
+		all, err := allPages(func(after string) ([]string, error) {
+			return set.Parent.Repositories(ctx, after, registry.MaxPage)
+		})
+		s.contact(err)
+		if err != nil {
+			return nil, err
+		}
+		for _, repo := range all {
+			if set.Scope.MatchRepository(repo) {
+				repos = append(repos, repo)
+			}
+		}
+	}
+	slices.Sort(repos)
+	return slices.Compact(repos), nil
+}
+
+// allPages reads a list to its end. A list that does not move on has ended.
+func allPages(page func(after string) ([]string, error)) ([]string, error) {
+	var all []string
+	for after := ""; ; {
+		list, err := page(after)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, list...)
+		if len(list) < registry.MaxPage || list[len(list)-1] <= after {
+			return all, nil
+		}
+		after = list[len(list)-1]
+	}
+}

@@ -1,0 +1,168 @@
+package syncer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// begin marks an iteration as under way.
+func (s *Syncer) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.sync.SyncState = registry.SyncSyncing
+	s.state.sync.LastSyncStartTime = s.o.Clock.Now()
+}
+
+// finish records the result of an iteration and returns its error.
+func (s *Syncer) finish(set Settings, before registry.Traffic, out outcome) error {
+	now := s.o.Clock.Now()
+	s.mu.Lock()
+	st := &s.state.sync
+	st.LastSyncEndTime, st.TagsMoved, st.TagsRemoved, st.Error = now, out.moved, out.removed, ""
+	if set.Parent != nil && before != (registry.Traffic{}) {
+		after := set.Parent.Traffic()
+		st.Requests, st.BytesReceived = after.Requests-before.Requests, after.BytesReceived-before.BytesReceived
+	}
+	s.state.disk = nil
+	switch {
+	case out.err == nil:
+		st.SyncState, st.LastSuccessfulSyncEndTime = registry.SyncSucceeded, now
+	case errors.Is(out.err, context.DeadlineExceeded):
+		st.SyncState, st.Error = registry.SyncTimedOut, "the window ended; the next one goes on where this stopped"
+	default:
+		st.SyncState, st.Error = registry.SyncFailed, message(out.err)
+		if errors.Is(out.err, registry.ErrDisk) {
+			s.state.disk = out.err
+		}
+	}
+	s.mu.Unlock()
+	if out.err != nil {
+		s.o.Logger.Warn("sync iteration ended early", "parent", set.ParentName, "error", out.err)
+	} else if out.moved+out.removed > 0 {
+		s.o.Logger.Info("sync iteration done", "parent", set.ParentName, "tagsMoved", out.moved, "tagsRemoved", out.removed)
+	}
+	return out.err
+}
+
+// message is the client's text of an error where it has one.
+func message(err error) string {
+	var e *registry.Error
+	if errors.As(err, &e) {
+		return e.Message
+	}
+	return err.Error()
+}
+
+func (s *Syncer) setNext(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.sync.NextSyncTime = at
+}
+
+// recordRepositories sets the state of each repository before the plan is carried out: behind by what it fetches.
+func (s *Syncer) recordRepositories(l listing, p plan, local map[string][]registry.LocalTag) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	repos := s.state.repos
+	if l.all || len(l.complete) > 0 {
+		maps.DeleteFunc(repos, func(repo string, _ registry.RepositoryState) bool { return l.all || l.complete[repo] })
+	}
+	for repo, tags := range local {
+		r := repos[repo]
+		r.Repository, r.Tags = repo, len(tags)-len(p.untag[repo])
+		repos[repo] = r
+	}
+	for _, w := range p.fetch {
+		r := repos[w.repo]
+		r.Repository = w.repo
+		for _, t := range w.tags {
+			r.Behind = append(slices.DeleteFunc(slices.Clone(r.Behind), func(b registry.TagState) bool { return b.Tag == t }),
+				registry.TagState{Tag: t, Digest: w.digest})
+		}
+		repos[w.repo] = r
+	}
+}
+
+// recordTags records that an image arrived or failed.
+func (s *Syncer) recordTags(w want, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.state.repos[w.repo]
+	r.Repository = w.repo
+	r.Behind = slices.Clone(r.Behind)
+	for _, tag := range w.tags {
+		i := slices.IndexFunc(r.Behind, func(b registry.TagState) bool { return b.Tag == tag })
+		switch {
+		case err == nil && i >= 0:
+			r.Behind = slices.Delete(r.Behind, i, i+1)
+		case err != nil && i >= 0:
+			r.Behind[i].Error = message(err)
+		}
+	}
+	if err == nil {
+		if tags, terr := s.store.TagStates(s.base, w.repo); terr == nil {
+			r.Tags = len(tags)
+		}
+	}
+	s.state.repos[w.repo] = r
+}
+
+// repoFailed records that a repository as a whole could not be synced.
+func (s *Syncer) repoFailed(repo string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.repos[repo] = registry.RepositoryState{Repository: repo, Behind: []registry.TagState{{Error: message(err)}}}
+}
+
+// Describe fills in what the syncer knows of the registry's status.
+func (s *Syncer) Describe(out *registry.Status) {
+	transfers := s.fetch.snapshot()
+	slices.SortFunc(transfers, func(a, b registry.TransferStatus) int { return cmp.Compare(a.Digest, b.Digest) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out.Transfers = transfers
+	out.Parent = s.state.parent
+	out.LastActivityTime = s.state.lastContact
+	out.Sync = s.state.sync
+	for _, repo := range slices.Sorted(maps.Keys(s.state.repos)) {
+		out.Repositories = append(out.Repositories, s.state.repos[repo])
+	}
+	if s.settings.Parent != nil {
+		out.Traffic = s.settings.Parent.Traffic()
+	}
+	out.StatusDetails = append(out.StatusDetails, s.details()...)
+	out.ConnectionState = s.connection(len(transfers) > 0, out.StatusDetails)
+}
+
+// details lists what is wrong. The caller holds mu.
+func (s *Syncer) details() []registry.StatusDetail {
+	var list []registry.StatusDetail
+	add := func(kind, code string, at time.Time, err error) {
+		if err != nil {
+			list = append(list, registry.StatusDetail{Type: kind, Code: code, Description: message(err), Timestamp: at})
+		}
+	}
+	add("Disk", string(registry.CodeDiskError), s.state.sync.LastSyncEndTime, s.state.disk)
+	add("Parent", "ParentUnreachable", s.state.lastFailure, s.state.failure)
+	add("Parent", "ParentRefused", s.state.sync.LastSyncEndTime, s.state.refused)
+	return list
+}
+
+// connection derives the state that ACR names. The caller holds mu.
+func (s *Syncer) connection(transfers bool, details []registry.StatusDetail) registry.ConnectionState {
+	switch {
+	case s.settings.Parent == nil || s.state.failure != nil || s.state.lastContact.IsZero():
+		return registry.Offline
+	case len(details) > 0:
+		return registry.Unhealthy
+	case transfers || s.state.sync.SyncState == registry.SyncSyncing:
+		return registry.Syncing
+	}
+	return registry.Online
+}

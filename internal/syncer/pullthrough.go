@@ -1,0 +1,274 @@
+package syncer
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+const (
+	// missDeadline bounds how long a client waits for a manifest that is not here. The container engine behind IoT Edge
+	// gives up at 30 s, so the answer is out well before.
+	missDeadline = 15 * time.Second
+	// breaker is how long after the parent did not answer a miss is refused at once.
+	breaker = 10 * time.Second
+	// pendingTags is how long the digest of a tag that is being brought is taken for the tag's without asking again.
+	pendingTags = 30 * time.Second
+	// maxPending bounds the manifests that clients asked for and that are not complete here yet.
+	maxPending = 1024
+)
+
+// pulls is what clients asked for that is on its way: manifests that were given out already, while the blobs below
+// them still arrive.
+type pulls struct {
+	s      *Syncer
+	flight singleflight.Group
+
+	mu        sync.Mutex
+	manifests map[string]pending // repository@digest
+	tags      map[string]pendingTag
+}
+
+type pending struct {
+	manifest registry.Manifest
+	blobs    []registry.Descriptor
+}
+
+type pendingTag struct {
+	digest registry.Digest
+	until  time.Time
+}
+
+func newPulls(s *Syncer) *pulls {
+	return &pulls{s: s, manifests: map[string]pending{}, tags: map[string]pendingTag{}}
+}
+
+// PullThrough returns inner with what is in scope at the parent added to it. What inner has is answered by inner alone.
+func (s *Syncer) PullThrough(inner registry.Registry) registry.Registry {
+	return &pullThrough{Registry: inner, s: s}
+}
+
+type pullThrough struct {
+	registry.Registry
+	s *Syncer
+}
+
+// GetManifest fetches a manifest that is not here, and brings the rest of the image after it.
+func (p *pullThrough) GetManifest(ctx context.Context, repo string, ref registry.Reference) (registry.Manifest, error) {
+	m, err := p.Registry.GetManifest(ctx, repo, ref)
+	if !isMiss(err) {
+		return m, err
+	}
+	return p.s.pulls.manifest(ctx, repo, ref, err)
+}
+
+// ResolveManifest is GetManifest: a client that asks whether it is there asks for it next.
+func (p *pullThrough) ResolveManifest(ctx context.Context, repo string, ref registry.Reference) (registry.Descriptor, error) {
+	d, err := p.Registry.ResolveManifest(ctx, repo, ref)
+	if !isMiss(err) {
+		return d, err
+	}
+	m, err := p.s.pulls.manifest(ctx, repo, ref, err)
+	return m.Descriptor, err
+}
+
+// GetBlob joins the transfer of a blob that is not here and reads it while it arrives.
+func (p *pullThrough) GetBlob(ctx context.Context, repo string, d registry.Digest) (registry.BlobReader, error) {
+	r, err := p.Registry.GetBlob(ctx, repo, d)
+	if !isMiss(err) {
+		return r, err
+	}
+	want, err := p.s.pulls.blob(ctx, repo, d, err)
+	if err != nil {
+		return nil, err
+	}
+	if size, ok := p.s.store.StatContent(ctx, d); ok && size == want.Size {
+		return p.s.store.OpenContent(ctx, d)
+	}
+	return newGrowingReader(ctx, p.s.fetch.join(repo, want)), nil
+}
+
+// ResolveBlob answers for a blob that the parent has.
+func (p *pullThrough) ResolveBlob(ctx context.Context, repo string, d registry.Digest) (registry.Descriptor, error) {
+	desc, err := p.Registry.ResolveBlob(ctx, repo, d)
+	if !isMiss(err) {
+		return desc, err
+	}
+	return p.s.pulls.blob(ctx, repo, d, err)
+}
+
+func isMiss(err error) bool {
+	return errors.Is(err, registry.ErrManifestUnknown) || errors.Is(err, registry.ErrNameUnknown) || errors.Is(err, registry.ErrBlobUnknown)
+}
+
+// parent returns the parent if a miss may be taken to it, or the error that the client gets.
+func (p *pulls) parent(repo, tag string, miss error) (Settings, error) {
+	set, _ := p.s.snapshot()
+	if set.Parent == nil || !set.PullThrough || !set.Scope.MatchRepository(repo) || (tag != "" && !set.Scope.MatchTag(repo, tag)) {
+		return set, miss
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if p.s.state.refused != nil {
+		return set, p.away(repo, p.s.state.refused, 0)
+	}
+	if age := p.s.o.Clock.Now().Sub(p.s.state.lastFailure); p.s.state.failure != nil && age >= 0 && age < breaker {
+		return set, p.away(repo, p.s.state.failure, breaker-age)
+	}
+	return set, nil
+}
+
+// away is the answer for what is in scope, not here, and cannot be had now.
+func (p *pulls) away(repo string, cause error, after time.Duration) error {
+	return registry.ErrUnavailable.WithMessage("%s is in scope but not here yet, and the parent cannot be asked: %s", repo, message(cause)).
+		WithRetryAfter(max(after, time.Second)).Wrap(cause)
+}
+
+// manifest answers a miss. However many ask, the parent is asked once.
+func (p *pulls) manifest(ctx context.Context, repo string, ref registry.Reference, miss error) (registry.Manifest, error) {
+	set, err := p.parent(repo, ref.Tag, miss)
+	if m, ok := p.known(repo, ref); ok {
+		return m, nil
+	}
+	if err != nil {
+		return registry.Manifest{}, err
+	}
+	result := p.flight.DoChan(repo+"@"+ref.String(), func() (any, error) {
+		ctx, cancel := context.WithTimeout(p.s.base, missDeadline)
+		defer cancel()
+		if m, ok := p.known(repo, ref); ok {
+			return m, nil
+		}
+		kind, err := p.s.probe(ctx, set)
+		if err != nil {
+			return nil, p.failed(ctx, repo, err)
+		}
+		m, err := set.Parent.GetManifest(ctx, repo, ref)
+		p.s.contact(err)
+		if err != nil {
+			return nil, p.failed(ctx, repo, err)
+		}
+		return m, p.bring(set, kind, repo, ref, m)
+	})
+	select {
+	case r := <-result:
+		if r.Err != nil {
+			return registry.Manifest{}, r.Err
+		}
+		return r.Val.(registry.Manifest), nil
+	case <-ctx.Done():
+		return registry.Manifest{}, ctx.Err()
+	}
+}
+
+// failed tells a parent that is away from one that says no.
+func (p *pulls) failed(ctx context.Context, repo string, err error) error {
+	if errors.Is(err, registry.ErrUnavailable) || ctx.Err() != nil || !isAnswer(err) {
+		p.s.contact(registry.ErrUnavailable.WithMessage("%s", message(err)).Wrap(err))
+		return p.away(repo, err, breaker)
+	}
+	return err
+}
+
+// known returns a manifest that is on its way.
+func (p *pulls) known(repo string, ref registry.Reference) (registry.Manifest, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d := ref.Digest
+	if ref.Tag != "" {
+		t := p.tags[repo+":"+ref.Tag]
+		if d = t.digest; p.s.o.Clock.Now().After(t.until) {
+			return registry.Manifest{}, false
+		}
+	}
+	e, ok := p.manifests[repo+"@"+d.String()]
+	return e.manifest, ok
+}
+
+// bring notes the manifest as on its way and starts bringing the image, in the background, at once.
+func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref registry.Reference, m registry.Manifest) error {
+	refs, err := registry.ParseManifest(m.MediaType, m.Bytes)
+	if err != nil {
+		return err
+	}
+	key := repo + "@" + m.Digest.String()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ref.Tag != "" {
+		p.tags[repo+":"+ref.Tag] = pendingTag{digest: m.Digest, until: p.s.o.Clock.Now().Add(pendingTags)}
+	}
+	_, under := p.manifests[key]
+	if len(p.manifests) >= maxPending && !under {
+		return registry.ErrTooManyRequests.WithMessage("%d images are being fetched for clients already; try again", maxPending).WithRetryAfter(breaker)
+	}
+	p.manifests[key] = pending{manifest: m, blobs: refs.Blobs}
+	if under && ref.Tag == "" {
+		return nil
+	}
+	img := image{repo: repo, root: m, platforms: set.Scope.Platforms(repo, ref.Tag), referrers: p.s.referrers(set, kind, listing{})}
+	if ref.Tag != "" {
+		img.tags = []string{ref.Tag}
+	}
+	if ref.Tag == "" && registry.IsIndex(m.MediaType) {
+		img.platforms = set.Scope.Platforms(repo, "")
+	}
+	go p.complete(key, repo, ref, img)
+	return nil
+}
+
+// complete brings an image and forgets that it was on its way.
+func (p *pulls) complete(key, repo string, ref registry.Reference, img image) {
+	err := p.s.bring(p.s.base, img)
+	if err != nil {
+		p.s.o.Logger.Warn("an image that a client asked for is not complete; the next pull or sync goes on", "repository", repo, "reference", ref, "error", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.manifests, key)
+	if ref.Tag != "" {
+		delete(p.tags, repo+":"+ref.Tag)
+	}
+}
+
+// blob finds out what a missing blob is: from a manifest on its way, or from the parent.
+func (p *pulls) blob(ctx context.Context, repo string, d registry.Digest, miss error) (registry.Descriptor, error) {
+	set, err := p.parent(repo, "", miss)
+	if desc, ok := p.knownBlob(repo, d); ok {
+		return desc, nil
+	}
+	if err != nil {
+		return registry.Descriptor{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, missDeadline)
+	defer cancel()
+	if _, err := p.s.probe(ctx, set); err != nil {
+		return registry.Descriptor{}, p.failed(ctx, repo, err)
+	}
+	desc, err := set.Parent.ResolveBlob(ctx, repo, d)
+	p.s.contact(err)
+	if err != nil {
+		return registry.Descriptor{}, p.failed(ctx, repo, err)
+	}
+	return desc, nil
+}
+
+func (p *pulls) knownBlob(repo string, d registry.Digest) (registry.Descriptor, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for key, e := range p.manifests {
+		if len(key) <= len(repo) || key[:len(repo)] != repo || key[len(repo)] != '@' {
+			continue
+		}
+		for _, b := range e.blobs {
+			if b.Digest == d {
+				return b, true
+			}
+		}
+	}
+	return registry.Descriptor{}, false
+}

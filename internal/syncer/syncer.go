@@ -1,0 +1,195 @@
+// Package syncer keeps here what is configured of the parent: it plans (a pure function of what the parent has and
+// what is here), fetches what is missing, and makes a tag visible only after all under it is here and verified.
+// Clients that ask for what is not here yet are served by the same transfers while the bytes arrive.
+//
+// What is here is never asked of the parent, in any state of the parent.
+package syncer
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/clock"
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/schedule"
+)
+
+// Layer is what only a parent can be asked.
+type Layer interface {
+	// Probe finds out what kind of registry the parent is; LayerInfo is empty unless it is one of ours.
+	Probe(ctx context.Context) (registry.ParentStatus, registry.LayerInfo, error)
+	// Changes asks what changed; UNSUPPORTED unless it is one of ours.
+	Changes(ctx context.Context, req registry.ChangesRequest) (registry.Changes, error)
+	// Traffic counts what went over the link.
+	Traffic() registry.Traffic
+}
+
+// Parent is the registry above.
+type Parent interface {
+	registry.Reader
+	registry.Lister
+	Layer
+}
+
+// Store is where content is kept.
+type Store interface {
+	registry.Reader
+	registry.Lister
+	registry.Replica
+	registry.Documents
+}
+
+// Settings is what configuration changes while the syncer runs.
+type Settings struct {
+	Parent      Parent // nil: there is none, or its configuration is not usable
+	ParentName  string // for messages and to tell one parent from another
+	Mode        registry.Mode
+	Scope       registry.Scope
+	First       registry.Scope // what of the scope comes first: the images that a layer below starts from
+	Schedule    schedule.Plan
+	Parallel    int  // transfers at once in the background, at least 1
+	PullThrough bool // fetch what a client asks for at once
+}
+
+// Options are the parts that a Syncer may be given; the zero value works.
+type Options struct {
+	Name       string // connected registry name of this registry
+	InstanceID string // of this registry, to find loops
+	Clock      clock.Clock
+	Logger     *slog.Logger
+	Rand       func() float64 // 0 <= x < 1, for jitter
+	// Gate decides, between "all content is here" and "the tags move", whether they may. Nil lets all pass.
+	Gate func(ctx context.Context, image registry.Image) error
+}
+
+// Syncer keeps a store in step with a parent.
+type Syncer struct {
+	base  context.Context // bounds the transfers that outlive a request
+	store Store
+	o     Options
+	fetch *fetcher
+	pulls *pulls
+
+	mu       sync.Mutex
+	settings Settings
+	changed  chan struct{} // closed when settings change
+	triggers []chan error  // who waits for the next iteration
+	wake     chan struct{} // closed when a trigger is added
+	state    state
+}
+
+// state is what Status shows; the run loop and the pull-through write it.
+type state struct {
+	parent      registry.ParentStatus
+	info        registry.LayerInfo
+	probed      time.Time // last successful Probe
+	lastContact time.Time
+	lastFailure time.Time
+	failure     error // of the last contact; nil when it was good
+	refused     error // the two layers do not fit together
+	polling     bool  // an iteration is waiting for the parent to change
+	sync        registry.SyncStatus
+	repos       map[string]registry.RepositoryState
+	disk        error
+}
+
+// New returns a Syncer that does nothing until Update and Run. ctx bounds transfers that outlive the request that
+// started them.
+func New(ctx context.Context, store Store, o Options) *Syncer {
+	if o.Clock == nil {
+		o.Clock = clock.System()
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Float64
+	}
+	s := &Syncer{base: ctx, store: store, o: o, changed: make(chan struct{}), wake: make(chan struct{})}
+	s.state.repos = map[string]registry.RepositoryState{}
+	s.fetch = newFetcher(s)
+	s.pulls = newPulls(s)
+	return s
+}
+
+// Update puts settings in force at once; transfers under way go on, from the new parent where that changed.
+func (s *Syncer) Update(set Settings) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if set.Parallel < 1 {
+		set.Parallel = 1
+	}
+	if set.Parent != s.settings.Parent {
+		s.state.parent, s.state.info, s.state.probed = registry.ParentStatus{}, registry.LayerInfo{}, time.Time{}
+		s.state.failure, s.state.refused = nil, nil
+	}
+	if set.Mode != s.settings.Mode {
+		s.state.probed, s.state.refused = time.Time{}, nil // the two have to meet again
+	}
+	s.settings = set
+	s.fetch.resize(set.Parallel)
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// snapshot returns the settings and a channel that is closed when they change.
+func (s *Syncer) snapshot() (Settings, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.settings, s.changed
+}
+
+// Sync starts an iteration now and returns when one that began after the call has ended.
+func (s *Syncer) Sync(ctx context.Context) error {
+	done := make(chan error, 1)
+	s.mu.Lock()
+	s.triggers = append(s.triggers, done)
+	close(s.wake)
+	s.wake = make(chan struct{})
+	s.mu.Unlock()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// takeTriggers returns who waits for the iteration that begins now, and the channel to wait on for the next.
+func (s *Syncer) takeTriggers() []chan error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.triggers
+	s.triggers = nil
+	return t
+}
+
+func (s *Syncer) triggered() (pending bool, wake <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.triggers) > 0, s.wake
+}
+
+// contact records the result of talking to the parent. Only "away" counts as no contact: a parent that says no is there.
+func (s *Syncer) contact(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.o.Clock.Now()
+	if errors.Is(err, registry.ErrUnavailable) {
+		s.state.failure, s.state.lastFailure = err, now
+		return
+	}
+	if err == nil || isAnswer(err) {
+		s.state.failure, s.state.lastContact = nil, now
+	}
+}
+
+// isAnswer reports whether the error is one that the parent gave, as against one that kept us from asking it.
+func isAnswer(err error) bool {
+	var e *registry.Error
+	return errors.As(err, &e) && e.Code != registry.CodeInternal && e.Code != registry.CodeDiskError
+}
