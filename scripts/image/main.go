@@ -39,6 +39,7 @@ func run(ctx context.Context, args []string) error {
 	version := flags.String("version", "dev", "version, also the name of the image in the layout")
 	revision := flags.String("revision", "", "commit, for the image's labels")
 	platforms := flags.String("platforms", "linux/amd64,linux/arm64,linux/arm/v7", "platforms, with commas between them")
+	binaries := flags.String("binaries", "", "directory that the binaries are put in as well, as connected-registry-OS-ARCH")
 	ca := flags.String("ca", "", "PEM file to put at /etc/ssl/certs/ca-certificates.crt")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -51,18 +52,21 @@ func run(ctx context.Context, args []string) error {
 		}
 		spec.CA = pem
 	}
-	tmp, err := os.MkdirTemp("", "connected-registry-image-")
-	if err != nil {
-		return err
+	if *binaries == "" {
+		tmp, err := os.MkdirTemp("", "connected-registry-image-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(tmp)
+		*binaries = tmp
 	}
-	defer os.RemoveAll(tmp)
 	for name := range strings.SplitSeq(*platforms, ",") {
 		begin := time.Now()
 		p, err := parsePlatform(name)
 		if err != nil {
 			return err
 		}
-		file := filepath.Join(tmp, strings.ReplaceAll(name, "/", "-"))
+		file := filepath.Join(*binaries, "connected-registry-"+strings.ReplaceAll(name, "/", "-"))
 		if err := build(ctx, *pkg, file, *version, p); err != nil {
 			return err
 		}

@@ -123,7 +123,8 @@ func holdPort() (int, *net.TCPAddr, error) {
 	}
 	err = errors.Join(
 		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1),
-		syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+		syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
+	)
 	sa, nameErr := syscall.Getsockname(fd)
 	in4, ok := sa.(*syscall.SockaddrInet4)
 	if err = errors.Join(err, nameErr); err != nil || !ok {
@@ -240,7 +241,8 @@ func smallBuffers(_, _ string, c syscall.RawConn) error {
 	ctlErr := c.Control(func(fd uintptr) {
 		err = errors.Join(
 			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, chunk),
-			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, segment))
+			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, segment),
+		)
 	})
 	return errors.Join(ctlErr, err)
 }

@@ -1,0 +1,90 @@
+# What a developer does, by name. `make` alone lists it. Needs Go and make; what else a target needs, it installs.
+
+GO      ?= go
+TOOLS   := $(CURDIR)/.tools/bin
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+REVISION := $(shell git rev-parse HEAD 2>/dev/null)
+
+# The tools of lint, pinned; each is installed once for its version.
+GOFUMPT_VERSION     := v0.10.0
+STATICCHECK_VERSION := v0.7.0
+GOLANGCI_VERSION    := v2.12.2
+GOFUMPT     := $(TOOLS)/.gofumpt-$(GOFUMPT_VERSION)
+STATICCHECK := $(TOOLS)/.staticcheck-$(STATICCHECK_VERSION)
+GOLANGCI    := $(TOOLS)/.golangci-lint-$(GOLANGCI_VERSION)
+
+# RACE=1, or CI as most CI systems set it, turns the race detector on; it needs a C compiler.
+RACEFLAG  := $(if $(or $(CI),$(RACE)),-race)
+TESTFLAGS ?=
+BUILDFLAGS := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+
+# Images are dated by the commit, so that building one twice gives the same bytes.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run build test test-interop test-chaos-short test-chaos bench lint lint-full fmt image release clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## a chain of three registries under a cloud registry, in two minutes, on loopback
+	@cd test && $(GO) build -o ../bin/demo ./demo && exec ../bin/demo
+
+run: ## one registry on 127.0.0.1:5000; says how to pull from it and push to it; Ctrl-C ends it
+	@cd test && $(GO) build -o ../bin/demo ./demo && exec ../bin/demo -run
+
+build: ## the binary, into bin/
+	CGO_ENABLED=0 $(GO) build $(BUILDFLAGS) -o bin/connected-registry ./cmd/connected-registry
+
+test: ## all tests that need nothing but Go (RACE=1 for the race detector)
+	$(GO) test $(RACEFLAG) $(TESTFLAGS) ./...
+	cd test && $(GO) test $(RACEFLAG) $(TESTFLAGS) ./...
+
+test-interop: ## tests with real clients, which it installs (apt-get, root)
+	@command -v skopeo >/dev/null || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends skopeo; }
+	cd test && $(GO) test -count=1 -tags interop $(TESTFLAGS) ./interop/...
+
+test-chaos-short: ## the fault tests as CI runs them, with the race detector
+	cd test && $(GO) test -race -count=1 $(TESTFLAGS) ./linkproxy/... ./chaos/...
+
+test-chaos: ## the fault tests at length: larger layers, many rounds
+	cd test && CHAOS=long $(GO) test -race -count=1 -timeout 4h $(TESTFLAGS) ./linkproxy/... ./chaos/...
+
+bench: ## all benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./...
+	cd test && $(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./...
+
+lint: $(GOFUMPT) $(STATICCHECK) ## format, vet, staticcheck and the rules of the house, in seconds
+	@unformatted=$$($(TOOLS)/gofumpt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); \
+		if [ -n "$$unformatted" ]; then echo "make fmt would change:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	cd test && $(GO) vet -tags interop ./...
+	$(TOOLS)/staticcheck ./...
+	cd test && $(TOOLS)/staticcheck -tags interop ./...
+	$(GO) test ./internal/archtest
+
+lint-full: lint $(GOLANGCI) ## lint, and golangci-lint
+	$(TOOLS)/golangci-lint run ./...
+	cd test && $(TOOLS)/golangci-lint run --config ../.golangci.yml --build-tags interop ./...
+
+fmt: $(GOFUMPT) ## format all sources
+	$(TOOLS)/gofumpt -w $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')
+
+image: ## the container image for amd64, arm64 and arm/v7, as an OCI layout in dist/image; no Docker needed
+	$(GO) run ./scripts/image -out dist/image -version $(VERSION) -revision "$(REVISION)"
+
+release: ## image, binaries and checksums, into dist/
+	rm -rf dist
+	$(GO) run ./scripts/image -out dist/image -version $(VERSION) -revision "$(REVISION)" -binaries dist
+	tar -C dist/image --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(SOURCE_DATE_EPOCH) -cf dist/connected-registry-$(VERSION).oci.tar .
+	cd dist && sha256sum connected-registry-* >SHA256SUMS && cat SHA256SUMS
+
+clean: ## what was built
+	rm -rf bin dist
+
+$(GOFUMPT):
+	GOBIN=$(TOOLS) $(GO) install mvdan.cc/gofumpt@$(GOFUMPT_VERSION) && touch $@
+$(STATICCHECK):
+	GOBIN=$(TOOLS) $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION) && touch $@
+$(GOLANGCI):
+	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION) && touch $@
