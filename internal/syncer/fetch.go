@@ -87,7 +87,7 @@ func (f *fetcher) join(repo string, d registry.Descriptor) *transfer {
 	ctx, cancel := context.WithCancel(f.s.base)
 	t := &transfer{f: f, repo: repo, want: d, cancel: cancel, holders: 1, moved: make(chan struct{})}
 	f.active[d.Digest] = t
-	go func() {
+	f.s.tasks.Go(func() {
 		defer cancel()
 		err := t.run(ctx)
 		f.mu.Lock()
@@ -96,7 +96,7 @@ func (f *fetcher) join(repo string, d registry.Descriptor) *transfer {
 		}
 		f.mu.Unlock()
 		t.end(err)
-	}()
+	})
 	return t
 }
 

@@ -217,7 +217,7 @@ func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref r
 	if ref.Tag == "" && registry.IsIndex(m.MediaType) {
 		img.platforms = set.Scope.Platforms(repo, "")
 	}
-	go p.complete(key, repo, ref, img)
+	p.s.tasks.Go(func() { p.complete(key, repo, ref, img) })
 	return nil
 }
 

@@ -73,6 +73,7 @@ type Syncer struct {
 	o     Options
 	fetch *fetcher
 	pulls *pulls
+	tasks sync.WaitGroup // goroutines that outlive a request
 
 	mu       sync.Mutex
 	settings Settings
@@ -135,6 +136,9 @@ func (s *Syncer) Update(set Settings) {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
+
+// Wait returns when nothing that New's context bounds runs any more; call it after that context has ended.
+func (s *Syncer) Wait() { s.tasks.Wait() }
 
 // snapshot returns the settings and a channel that is closed when they change.
 func (s *Syncer) snapshot() (Settings, <-chan struct{}) {

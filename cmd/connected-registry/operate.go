@@ -1,0 +1,168 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/connected-registry/connected-registry/internal/module"
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/twin"
+)
+
+// outputFlag adds --output.
+func outputFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("output", "o", "table", "table or json")
+}
+
+func statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show whether the registry is in sync, and if not, why",
+		Args:  cobra.NoArgs,
+	}
+	dataDir, output := dataDirFlag(cmd), outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var s registry.Status
+		if err := module.Control(cmd.Context(), *dataDir, "GET", "/status", &s); err != nil {
+			return err
+		}
+		return printStatus(cmd.OutOrStdout(), s, *output)
+	}
+	return cmd
+}
+
+func syncCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "sync",
+		Short: "Run a sync iteration now and wait for its end",
+		Args:  cobra.NoArgs,
+	}
+	dataDir, output := dataDirFlag(cmd), outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var s registry.Status
+		if err := module.Control(cmd.Context(), *dataDir, "POST", "/sync", &s); err != nil {
+			return err
+		}
+		return printStatus(cmd.OutOrStdout(), s, *output)
+	}
+	return cmd
+}
+
+func configCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "config", Short: "Work on configuration documents"}
+	check := &cobra.Command{
+		Use:   "check FILE",
+		Short: "Check a configuration document; every bad field is named by its path",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			raw, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			_, errs := twin.Parse(raw, twin.ParseOptions{Env: os.LookupEnv})
+			for _, e := range errs {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", args[0], e.Error())
+			}
+			if len(errs) > 0 {
+				return errors.New("the document has errors; each section with one would keep its old value")
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: good\n", args[0])
+			return nil
+		},
+	}
+	cmd.AddCommand(check)
+	return cmd
+}
+
+// printStatus writes the status for a person or for a program.
+func printStatus(w io.Writer, s registry.Status, output string) error {
+	if output == "json" {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(s)
+	}
+	if output != "table" {
+		return fmt.Errorf("--output %s: want table or json", output)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	row("NAME", "%s", orDash(s.Name))
+	row("MODE", "%s", s.Mode)
+	row("CONNECTION STATE", "%s", s.ConnectionState)
+	row("PARENT", "%s %s %s", orDash(s.Parent.GatewayEndpoint), s.Parent.Kind, s.Parent.Mode)
+	row("LAST SYNC (UTC)", "%s %s %s", instant(s.Sync.LastSuccessfulSyncEndTime), s.Sync.SyncState, s.Sync.Error)
+	row("NEXT SYNC (UTC)", "%s", instant(s.Sync.NextSyncTime))
+	row("LAST ITERATION", "%d tags moved, %d removed, %d requests, %s received", s.Sync.TagsMoved, s.Sync.TagsRemoved, s.Sync.Requests, size(s.Sync.BytesReceived))
+	row("LINK SINCE START", "%d requests, %s received, %s sent", s.Traffic.Requests, size(s.Traffic.BytesReceived), size(s.Traffic.BytesSent))
+	row("STORAGE", "%s: %d repositories, %d tags, %d manifests, %d blobs, %s used, %s free", s.Storage.State, s.Storage.Repositories,
+		s.Storage.Tags, s.Storage.Manifests, s.Storage.Blobs, size(s.Storage.UsedBytes), size(s.Storage.FreeBytes))
+	row("CONFIGURATION", "%s, applied %s", s.Configuration.Source, instant(s.Configuration.Applied))
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	printLists(w, s)
+	return nil
+}
+
+// printLists writes what is wrong, on its way, or behind; nothing of it when all is well.
+func printLists(w io.Writer, s registry.Status) {
+	for _, d := range s.StatusDetails {
+		fmt.Fprintf(w, "\n! %s %s since %s: %s\n", d.Type, d.Code, instant(d.Timestamp), d.Description)
+	}
+	for _, tr := range s.Transfers {
+		state := ""
+		if tr.Waiting {
+			state = ", waiting for the link"
+		}
+		fmt.Fprintf(w, "\n> %s %.19s %s of %s%s\n", tr.Repository, tr.Digest, size(tr.Received), size(tr.Size), state)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if len(s.Repositories) > 0 {
+		fmt.Fprintf(t, "\nREPOSITORY\tTAGS\tSTATE\n")
+	}
+	for _, r := range s.Repositories {
+		state := "in sync"
+		if len(r.Behind) > 0 {
+			state = fmt.Sprintf("%d behind", len(r.Behind))
+		}
+		fmt.Fprintf(t, "%s\t%d\t%s\n", r.Repository, r.Tags, state)
+		for _, b := range r.Behind {
+			fmt.Fprintf(t, "  %s\t\t%s\n", orDash(b.Tag), orDash(b.Error))
+		}
+	}
+	_ = t.Flush() // standard output is gone
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func instant(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return t.UTC().Format("2006-01-02 15:04:05")
+}
+
+// size is a number of bytes in binary units.
+func size(n int64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}

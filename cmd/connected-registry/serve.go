@@ -1,0 +1,61 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+
+	"github.com/sirupsen/logrus"
+	logrusslog "github.com/sirupsen/logrus/hooks/slog"
+	"github.com/spf13/cobra"
+
+	"github.com/connected-registry/connected-registry/internal/module"
+)
+
+func serveCommand() *cobra.Command {
+	o := module.Options{Version: version, Built: buildTime(), Lookup: os.LookupEnv}
+	var logFormat string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the registry",
+		Long: "Run the registry. The configuration document (the desired properties of the module twin, as JSON) comes from --config and is\n" +
+			"watched; the parent's credential from ACR_REGISTRY_CONNECTION_STRING or the file in ACR_REGISTRY_CONNECTION_STRING_FILE.\n" +
+			"Without a token in clientTokens nobody may pull, unless a flag here says otherwise.",
+		Args: cobra.NoArgs,
+	}
+	dataDir := dataDirFlag(cmd)
+	f := cmd.Flags()
+	f.StringVar(&o.ConfigFile, "config", "", "configuration document, watched for changes")
+	f.StringVar(&o.Listen, "listen", ":8080", "address of the registry")
+	f.StringVar(&o.Management, "management", "127.0.0.1:8081", "address of /healthz, /readyz and /status; empty for none")
+	f.StringVar(&o.Name, "name", "", "name of this connected registry, where no connection string gives it")
+	f.BoolVar(&o.AnonymousPull, "insecure-anonymous-pull", false, "let clients without a token pull")
+	f.BoolVar(&o.AnonymousPush, "insecure-anonymous-push", false, "let clients without a token pull, push and delete")
+	f.BoolVar(&o.AllowInsecureParent, "allow-insecure-parent", false, "let the configuration name a parent with protocol http")
+	f.StringVar(&logFormat, "log-format", "text", "text or json")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		o.DataDir = *dataDir
+		log := newLogger(logFormat)
+		o.Logger = slog.New(logrusslog.NewHandler(log, nil))
+		o.SetLevel = func(level string) { log.SetLevel(logLevels[level]) }
+		return module.Run(cmd.Context(), o)
+	}
+	return cmd
+}
+
+// logLevels maps ACR's names. None is Panic: nothing is logged at that level.
+var logLevels = map[string]logrus.Level{
+	"Debug": logrus.DebugLevel, "Information": logrus.InfoLevel, "Warning": logrus.WarnLevel,
+	"Error": logrus.ErrorLevel, "None": logrus.PanicLevel,
+}
+
+// newLogger logs to standard output, where container engines look.
+func newLogger(format string) *logrus.Logger {
+	log := logrus.New()
+	log.SetOutput(os.Stdout)
+	if format == "json" {
+		log.SetFormatter(&logrus.JSONFormatter{})
+	} else {
+		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, DisableColors: true})
+	}
+	return log
+}

@@ -1,0 +1,196 @@
+package module
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/schedule"
+	"github.com/connected-registry/connected-registry/internal/syncer"
+	"github.com/connected-registry/connected-registry/internal/twin"
+	"github.com/connected-registry/connected-registry/internal/upstream"
+)
+
+// lastGood is the document that was last in force without an error; a start without its source uses it.
+const lastGood = "config/last-good"
+
+// restore puts the last good document in force, before any source is asked.
+func (m *Module) restore(ctx context.Context) {
+	raw, err := m.store.Document(ctx, lastGood)
+	if err != nil {
+		m.log.Error("the last good configuration cannot be read; starting with defaults", "error", err)
+	}
+	status := registry.ConfigStatus{Source: "default", Applied: m.clock.Now()}
+	config := twin.Defaults()
+	if raw != nil {
+		config, status.Errors = twin.Parse(raw, twin.ParseOptions{Env: m.o.Lookup})
+		status.Source = "last-good"
+	}
+	m.apply(config, status)
+}
+
+// watch follows the source of the configuration.
+func (m *Module) watch(ctx context.Context) {
+	if m.o.ConfigFile == "" {
+		return
+	}
+	var source twin.Source = twin.NewFile(m.o.ConfigFile, twin.FileOptions{Logger: m.log})
+	for doc := range source.Watch(ctx) {
+		m.take(ctx, source.Name(), doc)
+	}
+}
+
+// take puts a document in force: its good sections at once, its bad ones not at all.
+func (m *Module) take(ctx context.Context, from string, doc twin.Document) {
+	if doc.Err != nil {
+		m.log.Error("the configuration cannot be read; what was in force stays", "source", from, "error", doc.Err)
+		m.wrong("source", registry.StatusDetail{
+			Type: "Configuration", Code: "ConfigurationUnavailable",
+			Description: fmt.Sprintf("the %s cannot be read (%v); the last good configuration stays in force", from, doc.Err),
+		})
+		return
+	}
+	m.clear("source")
+	m.mu.Lock()
+	base := m.config
+	m.mu.Unlock()
+	config, errs := twin.Parse(doc.Raw, twin.ParseOptions{Env: m.o.Lookup, Base: base})
+	for _, e := range errs {
+		m.log.Error("configuration: the section keeps its old value", "path", e.Path, "error", e.Message)
+	}
+	m.apply(config, registry.ConfigStatus{Source: from, Applied: m.clock.Now(), Errors: errs})
+	if len(errs) > 0 {
+		return
+	}
+	if err := m.store.PutDocument(ctx, lastGood, bytes.Clone(doc.Raw)); err != nil {
+		m.log.Error("the configuration is in force but could not be kept for the next start", "error", err)
+	}
+}
+
+// apply puts a configuration in force. What did not change is left alone: transfers go on under a new log level.
+func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
+	c.Parent = m.env.Parent(c.Parent)
+	m.mode.Store(c.Mode)
+	m.auth.Update(c.ClientTokens, c.ScopeMaps)
+	if m.o.SetLevel != nil {
+		m.o.SetLevel(c.Logging.LogLevel)
+	}
+	parent, old := m.parentFor(c)
+	if parent != nil {
+		parent.SetRate(c.Transfer.MaxKiBps)
+	}
+	set := syncer.Settings{
+		ParentName: c.Parent.GatewayEndpoint, Mode: c.Mode, Scope: c.Scope(), First: c.Repositories["bootstrap"],
+		Parallel: c.Transfer.Parallel, PullThrough: c.Serve.PullThrough,
+	}
+	if parent != nil { // a nil *Parent in the interface would not be nil
+		set.Parent = parent
+	}
+	cron, err := schedule.Parse(c.Parent.SyncProperties.Schedule)
+	if err != nil {
+		m.log.Error("schedule", "error", err) // twin.Parse has checked it
+	}
+	set.Schedule = schedule.Plan{Schedule: cron, Window: c.Parent.SyncProperties.SyncWindow}
+	m.mu.Lock()
+	m.config, m.source = c, status
+	m.mu.Unlock()
+	m.syncer.Update(set)
+	if old != nil {
+		old.Close()
+	}
+	select {
+	case m.gcChanged <- struct{}{}:
+	default:
+	}
+}
+
+// parentFor returns the parent of the configuration: the one in use where endpoint, protocol and mode are the same, a
+// new one otherwise, none where there is none or it may not be used. old is one to close.
+func (m *Module) parentFor(c registry.Config) (parent, old *upstream.Parent) {
+	key := fmt.Sprint(c.Parent.GatewayEndpoint, " ", c.Parent.Protocol, " ", c.Mode)
+	m.mu.Lock()
+	current, currentKey := m.parent, m.parentKey
+	m.mu.Unlock()
+	if current != nil && key == currentKey {
+		return current, nil
+	}
+	parent, err := m.newParent(c)
+	if err != nil {
+		m.wrong("parent", registry.StatusDetail{Type: "Parent", Code: "ParentConfiguration", Description: describe(err)})
+		m.log.Error("the parent of the configuration is not used", "error", err)
+	} else {
+		m.clear("parent")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.parent, m.parentKey = parent, key
+	return parent, current
+}
+
+// newParent makes the parent. A credential is good for one host: when the configuration names another parent than the
+// connection string, it stays at home.
+func (m *Module) newParent(c registry.Config) (*upstream.Parent, error) {
+	if c.Parent.GatewayEndpoint == "" {
+		return nil, nil
+	}
+	conn := m.env.Connection
+	same := conn.ParentGatewayEndpoint == "" || conn.ParentGatewayEndpoint == c.Parent.GatewayEndpoint
+	consent := m.o.AllowInsecureParent || (same && conn.ParentEndpointProtocol == "http")
+	if c.Parent.Protocol == "http" && !consent {
+		return nil, registry.ErrDenied.WithMessage("parent.protocol: http needs consent on this machine: start with --allow-insecure-parent, or set https")
+	}
+	o := upstream.Options{
+		Endpoint: twin.LoginServer(c.Parent.GatewayEndpoint), Protocol: c.Parent.Protocol,
+		Name: m.name, InstanceID: m.store.InstanceID(), Mode: c.Mode, Logger: m.log,
+	}
+	if same {
+		o.Username, o.Password = conn.SyncTokenName, conn.SyncTokenPassword
+	} else if conn.SyncTokenName != "" {
+		m.log.Warn("the connection string is for another parent; its credential is not sent to this one", "parent", c.Parent.GatewayEndpoint)
+	}
+	o.Client.Dial = m.o.Dial
+	return upstream.New(o)
+}
+
+func (m *Module) takeParent() *upstream.Parent {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.parent
+	m.parent = nil
+	return p
+}
+
+// Status returns how the registry is.
+func (m *Module) Status(ctx context.Context) registry.Status {
+	out := registry.Status{Name: m.name, Version: m.o.Version, Mode: m.mode.Load().(registry.Mode), ConnectionState: registry.Offline}
+	m.mu.Lock()
+	out.Configuration = m.source
+	endpoint, protocol := m.config.Parent.GatewayEndpoint, m.config.Parent.Protocol
+	details := maps.Clone(m.details)
+	m.mu.Unlock()
+	for _, what := range []string{"storage", "source", "parent"} {
+		if d, ok := details[what]; ok {
+			out.StatusDetails = append(out.StatusDetails, d)
+		}
+	}
+	for _, e := range append(out.Configuration.Errors, m.envErrs...) {
+		out.StatusDetails = append(out.StatusDetails, registry.StatusDetail{
+			Type: "Configuration", Code: "InvalidConfiguration", Description: e.Error(), Timestamp: out.Configuration.Applied,
+		})
+	}
+	select {
+	case <-m.opened:
+	default:
+		out.Storage.State = "unavailable"
+		return out
+	}
+	out.InstanceID = m.store.InstanceID()
+	if usage, err := m.store.Usage(ctx); err == nil {
+		out.Storage = usage
+	}
+	m.syncer.Describe(&out)
+	out.Parent.GatewayEndpoint, out.Parent.Protocol = endpoint, protocol
+	return out
+}

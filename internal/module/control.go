@@ -1,0 +1,105 @@
+package module
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/transport"
+)
+
+// socketName is the control socket in the data volume. Whoever may write there is the operator, so it asks for no
+// password: it works through docker exec.
+const socketName = "control.sock"
+
+// withSocket calls do with a path of the control socket that is short enough for the kernel (108 bytes), whatever the
+// length of the data volume's path.
+func withSocket(dataDir string, do func(path string) error) error {
+	dir, err := os.Open(dataDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	path := filepath.Join(dataDir, socketName)
+	if len(path) > 100 {
+		path = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketName)
+	}
+	return do(path)
+}
+
+// control serves the control socket. The data volume is locked by this process, so a socket that is there already is
+// one that a killed process left.
+func (m *Module) control(ctx context.Context) {
+	var ln net.Listener
+	err := withSocket(m.dataDir, func(path string) error {
+		if err := os.Remove(filepath.Join(m.dataDir, socketName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		var err error
+		if ln, err = (&net.ListenConfig{}).Listen(ctx, "unix", path); err != nil {
+			return err
+		}
+		return os.Chmod(filepath.Join(m.dataDir, socketName), 0o600)
+	})
+	if err != nil {
+		m.log.Error("no control socket: the operator's commands will not reach this process", "error", err)
+		return
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", m.writeStatus)
+	mux.HandleFunc("POST /sync", m.syncNow)
+	server := transport.NewServer(mux, transport.ServerOptions{Logger: m.log})
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		m.log.Error("control socket", "error", err)
+	}
+	_ = os.Remove(filepath.Join(m.dataDir, socketName)) // a stopped process has none
+}
+
+// syncNow runs an iteration and answers with the status after it.
+func (m *Module) syncNow(w http.ResponseWriter, r *http.Request) {
+	if err := m.syncer.Sync(r.Context()); err != nil {
+		registry.ErrUnavailable.WithMessage("%s", describe(err)).Wrap(err).WriteHTTP(w)
+		return
+	}
+	m.writeStatus(w, r)
+}
+
+// Control asks the module that runs on the data volume. An answer of an error is returned as the *registry.Error that
+// it holds.
+func Control(ctx context.Context, dataDir, method, path string, out any) error {
+	return withSocket(dataDir, func(socket string) error {
+		client := &http.Client{Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", socket)
+			},
+		}}
+		req, err := http.NewRequestWithContext(ctx, method, "http://module"+path, http.NoBody)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return fmt.Errorf("no registry is running on the data volume %s: %w", dataDir, errors.Unwrap(err))
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode/100 != 2 {
+			var body struct{ Errors []registry.Error }
+			if json.NewDecoder(resp.Body).Decode(&body) == nil && len(body.Errors) > 0 {
+				return &body.Errors[0]
+			}
+			return fmt.Errorf("control socket: %s", resp.Status)
+		}
+		return json.NewDecoder(resp.Body).Decode(out)
+	})
+}

@@ -1,0 +1,256 @@
+// Package module wires the house: it is the one place that sees every package. It starts the listener before anything
+// else can fail, opens the data volume, puts the configuration in force section by section, runs the syncer, and
+// drains in time when it is told to stop. Trouble with the parent, the configuration, the clock or the disk is a state
+// that it shows, never a reason to exit.
+package module
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/auth"
+	"github.com/connected-registry/connected-registry/internal/clock"
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/store"
+	"github.com/connected-registry/connected-registry/internal/syncer"
+	"github.com/connected-registry/connected-registry/internal/transport"
+	"github.com/connected-registry/connected-registry/internal/twin"
+	"github.com/connected-registry/connected-registry/internal/upstream"
+)
+
+const (
+	// drainTime is how long requests under way may take after the signal to stop; edgeAgent kills after 10 s.
+	drainTime = 6 * time.Second
+	// reopenFloor and reopenCap bound the pause between two attempts to open the data volume.
+	reopenFloor = 500 * time.Millisecond
+	reopenCap   = 15 * time.Second
+)
+
+// Options are what the process was started with.
+type Options struct {
+	DataDir    string // data volume; empty takes ACR_REGISTRY_DATA_VOLUME or its default
+	ConfigFile string // configuration document; empty: only what was in force last, else defaults
+	Listen     string // service listener, host:port
+	Management string // health listener, host:port; empty for none
+	Name       string // connected registry name; the connection string's is stronger
+
+	AnonymousPull       bool // clients without a token may pull
+	AnonymousPush       bool // clients without a token may push and delete
+	AllowInsecureParent bool // the configuration may name a parent with protocol http
+
+	Version  string
+	Built    time.Time // floor of the clock
+	Lookup   func(name string) (string, bool)
+	Logger   *slog.Logger
+	SetLevel func(logLevel string) // puts logging.logLevel in force
+
+	// Ready is called with the address of the service listener once requests are answered from the store.
+	Ready func(addr string)
+	// ListenConfig and Dial are the network; nil is the machine's.
+	ListenNet func(ctx context.Context, network, addr string) (net.Listener, error)
+	Dial      func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// Module is one running registry.
+type Module struct {
+	o       Options
+	env     twin.Environment
+	envErrs []registry.FieldError
+	log     *slog.Logger
+	clock   *clock.Floored
+	dataDir string
+	name    string
+
+	handler atomic.Pointer[http.Handler] // nil until the data volume is open
+	closing chan struct{}                // closed when the drain begins
+	opened  chan struct{}                // closed when the data volume is open
+	store   *store.Store                 // valid after opened
+	syncer  *syncer.Syncer               // valid after opened
+	auth    *auth.Authenticator
+	mode    atomic.Value // registry.Mode
+
+	mu        sync.Mutex
+	config    registry.Config
+	parent    *upstream.Parent
+	parentKey string
+	source    registry.ConfigStatus
+	details   map[string]registry.StatusDetail // by what is wrong
+	gcChanged chan struct{}
+}
+
+// Run runs the module until ctx ends, then drains. It returns an error only for what a restart with the same
+// arguments cannot help: an address that cannot be listened on, arguments that contradict each other.
+func Run(ctx context.Context, o Options) error {
+	m := newModule(o)
+	listen := o.ListenNet
+	if listen == nil {
+		listen = (&net.ListenConfig{}).Listen
+	}
+	ln, err := listen(ctx, "tcp", o.Listen)
+	if err != nil {
+		return fmt.Errorf("service listener: %w", err)
+	}
+	var mln net.Listener
+	if o.Management != "" {
+		if mln, err = listen(ctx, "tcp", o.Management); err != nil {
+			return errors.Join(fmt.Errorf("management listener: %w", err), ln.Close())
+		}
+	}
+	return m.run(ctx, ln, mln)
+}
+
+func newModule(o Options) *Module {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Lookup == nil {
+		o.Lookup = func(string) (string, bool) { return "", false }
+	}
+	m := &Module{
+		o: o, log: o.Logger, clock: clock.NewFloored(clock.System(), o.Built),
+		closing: make(chan struct{}), opened: make(chan struct{}), gcChanged: make(chan struct{}, 1),
+		details: map[string]registry.StatusDetail{}, config: twin.Defaults(),
+	}
+	m.env, m.envErrs = twin.FromEnvironment(o.Lookup)
+	for _, e := range m.envErrs {
+		m.log.Error("environment", "variable", e.Path, "error", e.Message)
+	}
+	m.dataDir = o.DataDir
+	if m.dataDir == "" {
+		m.dataDir = m.env.DataVolume
+	}
+	m.name = m.env.Connection.ConnectedRegistryName
+	if m.name == "" {
+		m.name = o.Name
+	}
+	m.mode.Store(m.config.Mode)
+	m.auth = auth.New(auth.Options{Clock: m.clock, AnonymousPull: o.AnonymousPull || o.AnonymousPush, AnonymousPush: o.AnonymousPush})
+	return m
+}
+
+// run serves on the listeners. The order matters: clients get an answer from the first moment, and the listener is
+// the last to go.
+func (m *Module) run(ctx context.Context, ln, mln net.Listener) error {
+	// What works on the data volume goes on until the last request is answered.
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	service := transport.NewServer(http.HandlerFunc(m.serve), transport.ServerOptions{Logger: m.log})
+	service.RegisterOnShutdown(func() { close(m.closing) })
+	servers := map[*http.Server]net.Listener{service: ln}
+	if mln != nil {
+		servers[transport.NewServer(m.management(), transport.ServerOptions{Logger: m.log})] = mln
+	}
+	failed := make(chan error, len(servers))
+	for server, l := range servers {
+		go func() { failed <- server.Serve(l) }()
+	}
+	var background sync.WaitGroup
+	background.Go(func() { m.live(work, ln.Addr().String()) })
+	m.log.Info("listening", "address", ln.Addr().String(), "dataVolume", m.dataDir, "version", m.o.Version)
+
+	var err error
+	select {
+	case <-ctx.Done():
+		m.log.Info("stopping: requests under way are finished", "within", drainTime)
+	case err = <-failed:
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	for server := range servers {
+		if server.Shutdown(drain) != nil {
+			_ = server.Close() // the time is over: what is left is cut, and clients resume
+		}
+	}
+	stop()
+	background.Wait()
+	return err
+}
+
+// live opens the data volume, however long that takes, and runs what works on it until ctx ends.
+func (m *Module) live(ctx context.Context, addr string) {
+	if err := m.open(ctx); err != nil {
+		return // ctx ended first
+	}
+	defer func() {
+		if err := m.store.Close(); err != nil {
+			m.log.Error("closing the data volume", "error", err)
+		}
+	}()
+	m.syncer = syncer.New(ctx, m.store, syncer.Options{
+		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log,
+	})
+	m.restore(ctx)
+	handler := m.routes()
+	m.handler.Store(&handler)
+	close(m.opened)
+	if m.o.Ready != nil {
+		m.o.Ready(addr)
+	}
+	var group sync.WaitGroup
+	group.Go(func() { m.syncer.Run(ctx) })
+	group.Go(func() { m.collect(ctx) })
+	group.Go(func() { m.watch(ctx) })
+	group.Go(func() { m.control(ctx) })
+	group.Wait()
+	m.syncer.Wait()
+	if p := m.takeParent(); p != nil {
+		p.Close()
+	}
+}
+
+// open tries until the data volume is open; the reason for each failure is shown to clients and in the status.
+func (m *Module) open(ctx context.Context) error {
+	for pause := reopenFloor; ; pause = min(2*pause, reopenCap) {
+		s, err := store.Open(ctx, m.dataDir, store.Options{Clock: m.clock, Logger: m.log})
+		if err == nil {
+			m.store = s
+			m.clear("storage")
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		m.wrong("storage", registry.StatusDetail{Type: "Storage", Code: string(registry.AsError(err).Code), Description: describe(err)})
+		m.log.Error("the data volume cannot be opened; trying again", "dataVolume", m.dataDir, "in", pause, "error", err)
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+// describe is an error as a person reads it in the status.
+func describe(err error) string {
+	var e *registry.Error
+	if errors.As(err, &e) && e.Code != registry.CodeInternal {
+		return e.Message
+	}
+	return err.Error()
+}
+
+// wrong notes that something is wrong, under a name by which it is cleared.
+func (m *Module) wrong(what string, d registry.StatusDetail) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d.Timestamp = m.clock.Now()
+	if old, ok := m.details[what]; ok && old.Code == d.Code && old.Description == d.Description {
+		d.Timestamp = old.Timestamp // since when
+	}
+	m.details[what] = d
+}
+
+func (m *Module) clear(what string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.details, what)
+}

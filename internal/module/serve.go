@@ -1,0 +1,113 @@
+package module
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/distribution"
+	"github.com/connected-registry/connected-registry/internal/filter"
+	"github.com/connected-registry/connected-registry/internal/gateway"
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/schedule"
+	"github.com/connected-registry/connected-registry/internal/store"
+)
+
+// serve answers from the store, or says why it cannot yet.
+func (m *Module) serve(w http.ResponseWriter, r *http.Request) {
+	if h := m.handler.Load(); h != nil {
+		(*h).ServeHTTP(w, r)
+		return
+	}
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	reason := "the data volume is being opened"
+	m.mu.Lock()
+	if d, ok := m.details["storage"]; ok {
+		reason = d.Description
+	}
+	m.mu.Unlock()
+	registry.ErrUnavailable.WithMessage("%s", reason).WithRetryAfter(5 * time.Second).WriteHTTP(w)
+}
+
+// routes puts the house together, from the store outwards: what is here, what the parent has, what the mode allows.
+func (m *Module) routes() http.Handler {
+	content := filter.Switch(func() registry.Mode { return m.mode.Load().(registry.Mode) }, m.syncer.PullThrough(m.store))
+	v2 := distribution.New(content, m.auth, distribution.Options{Logger: m.log})
+	layers := gateway.New(m.store, reader{m.auth}, gateway.Options{Info: m.info, Closing: m.closing, Logger: m.log})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, registry.LayerPath) {
+			layers.ServeHTTP(w, r)
+			return
+		}
+		v2.ServeHTTP(w, r)
+	})
+}
+
+// info is what a child is told of this registry.
+func (m *Module) info() registry.LayerInfo {
+	return registry.LayerInfo{
+		APIVersion: "1", Name: m.name, InstanceID: m.store.InstanceID(), Mode: m.mode.Load().(registry.Mode),
+		Version: m.o.Version, Ancestors: m.syncer.Ancestors(), Capabilities: []string{"changes"},
+	}
+}
+
+// management answers who watches over the process; it is never reached through the proxy.
+func (m *Module) management() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if m.handler.Load() == nil {
+			m.serve(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = w.Write([]byte("ready\n"))
+	})
+	mux.HandleFunc("GET /status", m.writeStatus)
+	return mux
+}
+
+func (m *Module) writeStatus(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	_ = e.Encode(m.Status(r.Context())) // the reader is gone
+}
+
+// collect runs garbage collection by its schedule.
+func (m *Module) collect(ctx context.Context) {
+	for {
+		m.mu.Lock()
+		gc := m.config.GarbageCollection
+		m.mu.Unlock()
+		now := m.clock.Now()
+		wait := 24 * time.Hour
+		if cron, err := schedule.Parse(gc.Schedule); err == nil && gc.Enabled {
+			wait = cron.Next(now).Sub(now)
+		}
+		timer := time.NewTimer(min(wait, time.Hour)) // look again: the clock may be set
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-m.gcChanged:
+			timer.Stop()
+			continue
+		case <-timer.C:
+		}
+		if wait > time.Hour || !gc.Enabled {
+			continue
+		}
+		result, err := m.store.GC(ctx, store.GCOptions{})
+		if err != nil {
+			m.log.Error("garbage collection", "error", err)
+			continue
+		}
+		m.log.Info("garbage collection", "blobs", result.Blobs, "bytes", result.Bytes)
+	}
+}
