@@ -29,7 +29,6 @@ var (
 // exchange is one request on the wire: counted, limited, watched.
 func (c *Client) exchange(req *http.Request) (*http.Response, error) {
 	header, total, maxBody := c.limits(req.Context())
-	start := time.Now()
 	dog := newWatchdog(req.Context(), total)
 	ctx := httptrace.WithClientTrace(dog.ctx, &httptrace.ClientTrace{
 		GotConn:      func(httptrace.GotConnInfo) { dog.arm(phaseHeader, header, ErrNoAnswer) },
@@ -48,8 +47,7 @@ func (c *Client) exchange(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	dog.enter(phaseBody)
-	c.log.DebugContext(ctx, "request", slog.String("method", req.Method), slog.String("host", req.URL.Host), slog.String("path", req.URL.Path),
-		slog.Int("status", resp.StatusCode), slog.Duration("took", time.Since(start)))
+	c.log.DebugContext(ctx, "request", slog.String("method", req.Method), slog.String("host", req.URL.Host), slog.String("path", req.URL.Path), slog.Int("status", resp.StatusCode))
 	resp.Request = req
 	resp.Body = &body{c: c, inner: resp.Body, req: req, dog: dog, left: maxBody, max: maxBody}
 	return resp, nil

@@ -21,8 +21,9 @@ const (
 	MaxRetryAfter = 15 * time.Minute
 )
 
-// RetryAfter reads the header: seconds or a date, between 0 and MaxRetryAfter; 0 when there is none.
-func RetryAfter(h http.Header, now time.Time) time.Duration {
+// RetryAfter reads the header: seconds or a date, between 0 and MaxRetryAfter; 0 when there is none. A date is taken
+// against the server's own Date, since the clock of a device may be years off.
+func RetryAfter(h http.Header) time.Duration {
 	v := strings.TrimSpace(h.Get("Retry-After"))
 	if v == "" {
 		return 0
@@ -34,10 +35,12 @@ func RetryAfter(h http.Header, now time.Time) time.Duration {
 		}
 		return time.Duration(seconds) * time.Second
 	}
-	if t, err := http.ParseTime(v); err == nil {
-		return min(max(t.Sub(now), 0), MaxRetryAfter)
+	until, err := http.ParseTime(v)
+	now, noDate := http.ParseTime(h.Get("Date"))
+	if err != nil || noDate != nil {
+		return 0
 	}
-	return 0
+	return min(max(until.Sub(now), 0), MaxRetryAfter)
 }
 
 // retrier repeats what is idempotent and failed quickly.
@@ -85,7 +88,7 @@ func shouldRetry(ctx context.Context, resp *http.Response, err error) (bool, err
 	}
 	switch resp.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return RetryAfter(resp.Header, time.Now()) <= retryWaitMax, nil
+		return RetryAfter(resp.Header) <= retryWaitMax, nil
 	}
 	return false, nil
 }
@@ -94,7 +97,7 @@ func shouldRetry(ctx context.Context, resp *http.Response, err error) (bool, err
 func backoff(random func() float64, least, most time.Duration, attempt int, resp *http.Response) time.Duration {
 	d := time.Duration(random() * float64(min(least<<min(attempt+1, 16), most)))
 	if resp != nil {
-		d = max(d, RetryAfter(resp.Header, time.Now()))
+		d = max(d, RetryAfter(resp.Header))
 	}
 	return min(d, most)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/regclient/regclient/types/errs"
 
@@ -16,7 +15,7 @@ import (
 // away is the error of a parent that is there and cannot answer now.
 func away(host string, status int, h http.Header) *registry.Error {
 	return registry.ErrUnavailable.WithMessage("%s answers HTTP %d %s", host, status, http.StatusText(status)).
-		WithRetryAfter(transport.RetryAfter(h, time.Now()))
+		WithRetryAfter(transport.RetryAfter(h))
 }
 
 // isAway reports whether a status says "not now", as against no.
@@ -42,7 +41,7 @@ func (p *Parent) explain(ctx context.Context, c *call, err error, notFound *regi
 		return known
 	}
 	if c.status == http.StatusUnauthorized {
-		if trouble := p.wire.tokenTrouble(c.started); errors.As(trouble, &known) {
+		if trouble := p.wire.tokenTrouble(c.tokens); errors.As(trouble, &known) {
 			return known
 		}
 	}

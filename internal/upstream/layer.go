@@ -198,7 +198,7 @@ func wellFormed(e registry.Change) bool {
 // An answer of any status is no error.
 func (p *Parent) ask(ctx context.Context, path string, query url.Values, introduce bool) (*call, error) {
 	c := &call{}
-	c.begin()
+	c.begin(p.wire)
 	target := p.origin + path
 	if len(query) > 0 {
 		target += "?" + query.Encode()

@@ -18,6 +18,7 @@ import (
 	"github.com/regclient/regclient/scheme/reg"
 	"github.com/regclient/regclient/types/ref"
 
+	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/transport"
 )
@@ -35,6 +36,7 @@ type Options struct {
 	Mode       registry.Mode
 
 	Transport transport.ClientOptions // Origin is set here; Realms holds token servers on other hosts
+	Clock     clock.Clock             // nil: the machine's
 	Logger    *slog.Logger
 }
 
@@ -42,6 +44,7 @@ type Options struct {
 type Parent struct {
 	o      Options
 	log    *slog.Logger
+	clock  clock.Clock
 	origin string // scheme://host:port
 	host   string // host[:port] as configured
 	client *transport.Client
@@ -79,6 +82,9 @@ func New(o Options) (*Parent, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Clock == nil {
+		o.Clock = clock.System()
+	}
 	o.Transport.Origin = u.String()
 	if o.Transport.Logger == nil {
 		o.Transport.Logger = o.Logger
@@ -90,8 +96,8 @@ func New(o Options) (*Parent, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Parent{o: o, log: o.Logger, origin: u.String(), host: host, client: client}
-	p.wire = &wire{next: client, host: host, scheme: o.Protocol, user: o.Username, password: o.Password, refused: map[string]time.Time{}}
+	p := &Parent{o: o, log: o.Logger, clock: o.Clock, origin: u.String(), host: host, client: client}
+	p.wire = &wire{next: client, clock: o.Clock, host: host, scheme: o.Protocol, user: o.Username, password: o.Password, refused: map[string]time.Time{}}
 	p.http = &http.Client{Transport: p.wire, CheckRedirect: client.CheckRedirect}
 	p.reg = p.newReg()
 	return p, nil
@@ -147,13 +153,13 @@ func (p *Parent) run(ctx context.Context, c *call, notFound *registry.Error, do 
 	p.mu.Lock()
 	r := p.reg
 	p.mu.Unlock()
-	c.begin()
+	c.begin(p.wire)
 	err := do(withCall(ctx, c), r)
 	if err == nil {
 		return nil
 	}
 	if c.status == http.StatusUnauthorized && c.bearer && p.renew(r) {
-		c.begin()
+		c.begin(p.wire)
 		p.mu.Lock()
 		r = p.reg
 		p.mu.Unlock()
@@ -171,9 +177,9 @@ func (p *Parent) renew(old *reg.Reg) bool {
 	if p.reg != old {
 		return true
 	}
-	if !p.renewed.IsZero() && time.Since(p.renewed) < renewEvery {
+	if !p.renewed.IsZero() && p.clock.Now().Sub(p.renewed).Abs() < renewEvery {
 		return false
 	}
-	p.reg, p.renewed = p.newReg(), time.Now()
+	p.reg, p.renewed = p.newReg(), p.clock.Now()
 	return true
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/transport"
 )
@@ -31,7 +32,7 @@ type call struct {
 	offset int64 // of a blob
 	pages  bool  // follows links from page to page
 
-	started  time.Time
+	tokens   int // token requests that were made before this call
 	status   int // of the last answer; 0 for none
 	header   http.Header
 	body     []byte // of the last answer, unless it is a blob
@@ -42,8 +43,10 @@ type call struct {
 }
 
 // begin forgets what an earlier attempt saw.
-func (c *call) begin() {
-	*c = call{blob: c.blob, offset: c.offset, pages: c.pages, started: time.Now(), seen: map[string]bool{}}
+func (c *call) begin(w *wire) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	*c = call{blob: c.blob, offset: c.offset, pages: c.pages, tokens: w.tokens, seen: map[string]bool{}}
 }
 
 type callKey struct{}
@@ -59,6 +62,7 @@ func withCall(ctx context.Context, c *call) context.Context {
 // and hang), a Retry-After (it would obey any), or a blob.
 type wire struct {
 	next         http.RoundTripper
+	clock        clock.Clock
 	scheme, host string
 	user         string
 	password     registry.Secret
@@ -67,7 +71,7 @@ type wire struct {
 	mu       sync.Mutex
 	refused  map[string]time.Time // token requests that were refused, by address
 	tokenErr error                // of the last token request; nil when it was good
-	tokenAt  time.Time
+	tokens   int                  // how many there were
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -166,7 +170,7 @@ func (w *wire) token(req *http.Request) (*http.Response, error) {
 	w.mu.Lock()
 	at, known := w.refused[key]
 	w.mu.Unlock()
-	if known && time.Since(at) < renewEvery {
+	if known && w.clock.Now().Sub(at).Abs() < renewEvery {
 		return nil, w.tokenFailed(registry.ErrUnauthorized.WithMessage("the token server %s refused the credential less than a minute ago", req.URL.Host))
 	}
 	resp, err := w.next.RoundTrip(req.WithContext(transport.WithMaxBody(req.Context(), maxToken)))
@@ -187,7 +191,7 @@ func (w *wire) token(req *http.Request) (*http.Response, error) {
 		if len(w.refused) > 256 {
 			clear(w.refused)
 		}
-		w.refused[key] = time.Now()
+		w.refused[key] = w.clock.Now()
 		w.mu.Unlock()
 		_ = w.tokenFailed(registry.ErrUnauthorized.WithMessage("the token server %s refuses the credential with HTTP %d%s", req.URL.Host, resp.StatusCode, reason(body)))
 	case resp.StatusCode < 300:
@@ -200,15 +204,16 @@ func (w *wire) token(req *http.Request) (*http.Response, error) {
 func (w *wire) tokenFailed(err error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.tokenErr, w.tokenAt = err, time.Now()
+	w.tokenErr = err
+	w.tokens++
 	return err
 }
 
 // tokenTrouble returns what was wrong with the last token request if that was made since.
-func (w *wire) tokenTrouble(since time.Time) error {
+func (w *wire) tokenTrouble(since int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.tokenAt.Before(since) {
+	if w.tokens <= since {
 		return nil
 	}
 	return w.tokenErr
