@@ -33,9 +33,10 @@ func (m *Module) serve(w http.ResponseWriter, r *http.Request) {
 
 // routes puts the house together, from the store outwards: what is here, what the parent has, what the mode allows.
 func (m *Module) routes() http.Handler {
-	content := filter.Switch(func() registry.Mode { return m.mode.Load().(registry.Mode) }, m.syncer.PullThrough(m.store))
+	mode := func() registry.Mode { return m.mode.Load().(registry.Mode) }
+	content := filter.Scoped(filter.Switch(mode, m.syncer.PullThrough(m.store)), m.auth.MayList)
 	v2 := distribution.New(content, m.auth, distribution.Options{Logger: m.log})
-	layers := gateway.New(m.store, reader{m.auth}, gateway.Options{Info: m.info, Closing: m.closing, Logger: m.log})
+	layers := gateway.New(m.store, m.auth, gateway.Options{Info: m.info, Closing: m.closing, Logger: m.log})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, registry.LayerPath) {
 			layers.ServeHTTP(w, r)

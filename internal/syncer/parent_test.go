@@ -1,0 +1,222 @@
+package syncer_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+	"github.com/connected-registry/connected-registry/internal/schedule"
+	"github.com/connected-registry/connected-registry/internal/store"
+	"github.com/connected-registry/connected-registry/internal/syncer"
+)
+
+// parent is a registry above that counts and misbehaves as told.
+type parent struct {
+	registry.Registry
+	mu       sync.Mutex
+	kind     registry.ParentKind
+	info     registry.LayerInfo
+	away     error                                              // every question's answer while set
+	read     func(d registry.Digest, off int64, p []byte) error // called before each read of a blob; an error cuts
+	corrupt  map[registry.Digest]bool
+	calls    map[string]int
+	sent     map[registry.Digest]int64
+	requests int64
+}
+
+func newParent() *parent {
+	return &parent{
+		Registry: registrytest.NewMemory(), kind: registry.KindOCI,
+		calls: map[string]int{}, sent: map[registry.Digest]int64{}, corrupt: map[registry.Digest]bool{},
+	}
+}
+
+func (p *parent) ask(what string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.calls[what]++
+	p.requests++
+	return p.away
+}
+
+func (p *parent) set(f func(p *parent)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f(p)
+}
+
+func (p *parent) count(what string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.calls[what]
+}
+
+func (p *parent) bytes(d registry.Digest) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sent[d]
+}
+
+func (p *parent) Probe(context.Context) (registry.ParentStatus, registry.LayerInfo, error) {
+	err := p.ask("probe")
+	return registry.ParentStatus{Kind: p.kind, Mode: p.info.Mode, InstanceID: p.info.InstanceID}, p.info, err
+}
+
+func (p *parent) Changes(context.Context, registry.ChangesRequest) (registry.Changes, error) {
+	return registry.Changes{}, errors.Join(registry.ErrUnsupported, p.ask("changes"))
+}
+
+func (p *parent) Traffic() registry.Traffic {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return registry.Traffic{Requests: p.requests}
+}
+
+func (p *parent) GetManifest(ctx context.Context, repo string, ref registry.Reference) (registry.Manifest, error) {
+	if err := p.ask("manifest " + repo + " " + ref.String()); err != nil {
+		return registry.Manifest{}, err
+	}
+	return p.Registry.GetManifest(ctx, repo, ref)
+}
+
+func (p *parent) ResolveManifest(ctx context.Context, repo string, ref registry.Reference) (registry.Descriptor, error) {
+	if err := p.ask("head " + repo + " " + ref.String()); err != nil {
+		return registry.Descriptor{}, err
+	}
+	return p.Registry.ResolveManifest(ctx, repo, ref)
+}
+
+func (p *parent) Tags(ctx context.Context, repo, after string, limit int) ([]string, error) {
+	if err := p.ask("tags " + repo); err != nil {
+		return nil, err
+	}
+	return p.Registry.Tags(ctx, repo, after, limit)
+}
+
+func (p *parent) GetBlob(ctx context.Context, repo string, d registry.Digest) (registry.BlobReader, error) {
+	if err := p.ask("blob " + d.String()); err != nil {
+		return nil, err
+	}
+	r, err := p.Registry.GetBlob(ctx, repo, d)
+	if err != nil {
+		return nil, err
+	}
+	return &link{BlobReader: r, p: p, ctx: ctx, d: d}, nil
+}
+
+// link is a blob over a link that can be cut.
+type link struct {
+	registry.BlobReader
+	p   *parent
+	ctx context.Context
+	d   registry.Digest
+	off int64
+}
+
+func (l *link) Seek(off int64, whence int) (int64, error) {
+	n, err := l.BlobReader.Seek(off, whence)
+	l.off = n
+	return n, err
+}
+
+func (l *link) Read(b []byte) (int, error) {
+	if err := l.ctx.Err(); err != nil {
+		return 0, err
+	}
+	l.p.mu.Lock()
+	read, away, corrupt := l.p.read, l.p.away, l.p.corrupt[l.d]
+	l.p.mu.Unlock()
+	if away != nil {
+		return 0, away
+	}
+	if read != nil {
+		if err := read(l.d, l.off, b); err != nil {
+			return 0, err
+		}
+	}
+	n, err := l.BlobReader.Read(b)
+	if corrupt && n > 0 {
+		b[0] ^= 1
+	}
+	l.off += int64(n)
+	l.p.set(func(p *parent) { p.sent[l.d] += int64(n) })
+	return n, err
+}
+
+// away is how a parent that cannot be reached looks.
+var away = registry.ErrUnavailable.WithMessage("connection refused")
+
+// every is a schedule for tests: an iteration is due only when asked for, or each minute with "* * * * *".
+func every(t *testing.T, cron string) schedule.Plan {
+	t.Helper()
+	s, err := schedule.Parse(cron)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return schedule.Plan{Schedule: s, Window: time.Hour}
+}
+
+// replica is a registry under test: a real store in a folder of the test, and a syncer that runs.
+type replica struct {
+	*syncer.Syncer
+	store  *store.Store
+	served registry.Registry // what clients see
+}
+
+func settings(t *testing.T, p *parent, scope ...string) syncer.Settings {
+	set := syncer.Settings{ParentName: "parent", Mode: registry.ReadOnly, Schedule: every(t, "* * * * *"), Parallel: 3, PullThrough: true}
+	if p != nil {
+		set.Parent = p
+	}
+	for _, s := range scope {
+		set.Scope = append(set.Scope, registry.RepositoryRule{Repository: s})
+	}
+	return set
+}
+
+// newReplica starts one on dir; it stops with the test or by the function that is returned.
+func newReplica(t *testing.T, dir string, set syncer.Settings, o syncer.Options) (*replica, func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	st, err := store.Open(ctx, dir, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.InstanceID = st.InstanceID()
+	s := syncer.New(ctx, st, o)
+	s.Update(set)
+	done := make(chan struct{})
+	go func() { defer close(done); s.Run(ctx) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		<-done
+		s.Wait()
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return &replica{Syncer: s, store: st, served: s.PullThrough(st)}, stop
+}
+
+// readAll reads a blob as a client does.
+func readAll(ctx context.Context, r registry.Reader, repo string, d registry.Digest) ([]byte, error) {
+	b, err := r.GetBlob(ctx, repo, d)
+	if err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(b)
+	return body, errors.Join(err, b.Close())
+}
+
+func push(t *testing.T, p *parent, repo, tag string, img registrytest.Image) {
+	t.Helper()
+	if err := registrytest.Push(t.Context(), p.Registry, repo, tag, img); err != nil {
+		t.Fatal(err)
+	}
+}
