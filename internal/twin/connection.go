@@ -62,7 +62,7 @@ func splitConnectionString(s string) (map[string]string, error) {
 		return nil, errors.New("connection string is empty")
 	case len(s) > MaxString:
 		return nil, fmt.Errorf("connection string has %d bytes: want at most %d", len(s), MaxString)
-	case isPlaceholder(s):
+	case strings.HasPrefix(s, "<"):
 		return nil, errors.New("connection string is a placeholder: want what `az acr connected-registry get-settings` prints")
 	}
 	parts := map[string]string{}
@@ -89,7 +89,7 @@ func splitConnectionString(s string) (map[string]string, error) {
 			return nil, fmt.Errorf("%s is missing", key)
 		}
 		if isPlaceholder(parts[key]) && key != "SyncTokenPassword" {
-			return nil, fmt.Errorf("%s is a placeholder", key)
+			return nil, fmt.Errorf("%s has a placeholder, <...>: put the value in its place", key)
 		}
 	}
 	return parts, nil

@@ -23,7 +23,7 @@ var (
 // variable with or without a port, $IOTEDGE_PARENTHOSTNAME:8000, which env looks up. IPv6 addresses stand in brackets.
 func ParseEndpoint(s string, env func(string) (string, bool)) (string, error) {
 	if isPlaceholder(s) {
-		return "", fmt.Errorf("%q is a placeholder: want the parent's host[:port]", clip(s))
+		return "", fmt.Errorf("%q has a placeholder: want host[:port]", clip(s))
 	}
 	if !strings.HasPrefix(s, "$") {
 		return parseAddress(s)
@@ -104,7 +104,5 @@ func LoginServer(endpoint string) string {
 // IsCloud reports whether an endpoint is an Azure Container Registry by its name, in any of the clouds.
 func IsCloud(endpoint string) bool { return cloudRegistry.MatchString(strings.ToLower(endpoint)) }
 
-// isPlaceholder recognises what documentation, tools and templates leave for people to fill in: <...> and ${...}.
-func isPlaceholder(s string) bool {
-	return strings.HasPrefix(s, "<") || strings.HasPrefix(s, "${") && strings.HasSuffix(s, "}") && strings.Contains(s, "<")
-}
+// isPlaceholder recognises what documentation and tools leave for people to fill in: <...>.
+func isPlaceholder(s string) bool { return strings.ContainsAny(s, "<>") }

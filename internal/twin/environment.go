@@ -68,7 +68,7 @@ func FromEnvironment(lookup func(string) (string, bool)) (Environment, []registr
 	if s := get(EnvLoginServer); s != "" {
 		host, err := ParseEndpoint(s, lookup)
 		if err != nil {
-			p.add(EnvLoginServer, "%s", strings.ReplaceAll(err.Error(), "the parent's host", "this registry's host"))
+			p.add(EnvLoginServer, "%s", err)
 		}
 		e.LoginServer = host
 	}

@@ -174,10 +174,10 @@ func (o object) number(key string, target *int, lowest, highest int) {
 
 // unknown is the message for a word that is none of the known ones. The word itself is not in it: it may be a secret.
 func unknown(what, word string, known []string) string {
-	best, distance := "", 3
+	best, distance := "", 4
 	for _, k := range known {
 		d := editDistance(strings.ToLower(word), strings.ToLower(k), distance)
-		if d < distance && d < len(k)/2+1 {
+		if d < distance && 3*d <= len(k) {
 			best, distance = k, d
 		}
 	}

@@ -103,16 +103,16 @@ func Parse(doc []byte, o ParseOptions) (registry.Config, []registry.FieldError) 
 	for _, s := range sections {
 		known = append(known, s.name)
 	}
-	o1, _ := record(p, "", root, known...)
+	top, _ := record(p, "", root, known...)
 	before := p.count
-	o1.text("schemaVersion", checkSchemaVersion)
-	if v, ok := o1.find("schemaVersion"); p.count > before || ok && v.kind != isText {
+	top.text("schemaVersion", checkSchemaVersion)
+	if v, ok := top.find("schemaVersion"); p.count > before || ok && v.kind != isText {
 		return base, p.errors()
 	}
 	c := Defaults()
 	r := reader{problems: p, env: o.Env}
 	for _, s := range sections {
-		readSection(r, o1, s, &c, base)
+		readSection(r, top, s, &c, base)
 	}
 	return c, p.errors()
 }

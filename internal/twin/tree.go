@@ -56,9 +56,13 @@ func readTree(doc []byte) (value, error) {
 	if !utf8.Valid(doc) {
 		return value{}, errors.New("document is not UTF-8")
 	}
+	var raw json.RawMessage
+	if err := json.Unmarshal(doc, &raw); err != nil { // unlike the others, this one knows the offset
+		return value{}, syntaxError(doc, err)
+	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, doc); err != nil {
-		return value{}, syntaxError(doc, err)
+		return value{}, err
 	}
 	if compact.Len() > MaxDocument {
 		return value{}, fmt.Errorf("document has %d bytes: want at most %d without blanks between the values", compact.Len(), MaxDocument)
