@@ -16,10 +16,12 @@ GOLANGCI    := $(TOOLS)/.golangci-lint-$(GOLANGCI_VERSION)
 # RACE=1, or CI as most CI systems set it, turns the race detector on; it needs a C compiler.
 RACEFLAG  := $(if $(or $(CI),$(RACE)),-race)
 TESTFLAGS ?=
-BUILDFLAGS := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+LISTEN    ?= 127.0.0.1:5000
 
 # Images are dated by the commit, so that building one twice gives the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+BUILT      = $(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ 2>/dev/null)
+BUILDFLAGS = -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.built=$(BUILT)"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo run build test test-interop test-chaos-short test-chaos bench lint lint-full fmt image release clean
@@ -31,7 +33,7 @@ demo: ## a chain of three registries under a cloud registry, in two minutes, on 
 	@cd test && $(GO) build -o ../bin/demo ./demo && exec ../bin/demo
 
 run: ## one registry on 127.0.0.1:5000; says how to pull from it and push to it; Ctrl-C ends it
-	@cd test && $(GO) build -o ../bin/demo ./demo && exec ../bin/demo -run
+	@cd test && $(GO) build -o ../bin/demo ./demo && exec ../bin/demo -run -listen $(LISTEN)
 
 build: ## the binary, into bin/
 	CGO_ENABLED=0 $(GO) build $(BUILDFLAGS) -o bin/connected-registry ./cmd/connected-registry

@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		file := filepath.Join(*binaries, "connected-registry-"+strings.ReplaceAll(name, "/", "-"))
-		if err := build(ctx, *pkg, file, *version, p); err != nil {
+		if err := build(ctx, *pkg, file, spec, p); err != nil {
 			return err
 		}
 		body, err := os.ReadFile(file)
@@ -108,9 +108,10 @@ func parsePlatform(s string) (ocispec.Platform, error) {
 }
 
 // build makes one static binary. The version control stamp is left out: it would tie the bytes to the checkout.
-func build(ctx context.Context, pkg, out, version string, p ocispec.Platform) error {
+func build(ctx context.Context, pkg, out string, spec Spec, p ocispec.Platform) error {
+	stamp := fmt.Sprintf("-s -w -X main.version=%s -X main.built=%s", spec.Version, spec.Created.Format(time.RFC3339))
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-s -w -X main.version="+version, "-o", out, pkg)
+		"-ldflags", stamp, "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+p.OS, "GOARCH="+p.Architecture,
 		"GOARM="+strings.TrimPrefix(p.Variant, "v"))
 	cmd.Stderr = os.Stderr

@@ -115,6 +115,16 @@ func New(target string) (*Proxy, error) {
 	return p, nil
 }
 
+// ReservePort returns a free address of 127.0.0.1 that is given to nobody who does not ask for it by number, until
+// release is called: for a process that is started, killed and started again.
+func ReservePort() (addr string, release func(), err error) {
+	fd, tcp, err := holdPort()
+	if err != nil {
+		return "", nil, err
+	}
+	return tcp.String(), func() { _ = syscall.Close(fd) }, nil
+}
+
 // holdPort binds a free port without listening, so that nobody else is given it while the link refuses.
 func holdPort() (int, *net.TCPAddr, error) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

@@ -212,3 +212,25 @@ func TestTargetAbsent(t *testing.T) {
 		t.Errorf("after Close: %v, want refused", err)
 	}
 }
+
+func TestReservedPortCanBeListenedOn(t *testing.T) {
+	addr, release, err := linkproxy.ReservePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	for range 2 {
+		if conn, err := net.Dial("tcp", addr); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatalf("reserved, nobody listens: %v, %v", conn, err)
+		}
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Close(), ln.Close()
+	}
+}

@@ -1,0 +1,158 @@
+// Package cloud is the registry above the top layer: olareg, which is not ours, in this process, and what is pushed to
+// it with go-containerregistry, which is not ours either.
+package cloud
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/olareg/olareg"
+	"github.com/olareg/olareg/config"
+)
+
+// Cloud is a running registry.
+type Cloud struct {
+	Addr string // host:port
+
+	registry *olareg.Server
+	server   *http.Server
+	done     chan struct{}
+}
+
+// Start serves dir on a free port of 127.0.0.1; an empty dir is memory.
+func Start(dir string) (*Cloud, error) {
+	conf := config.Config{Log: slog.New(slog.DiscardHandler)}
+	conf.Storage.StoreType = config.StoreMem
+	if dir != "" {
+		conf.Storage.StoreType, conf.Storage.RootDir = config.StoreDir, dir
+	}
+	conf.Storage.GC.Frequency = -1
+	yes := true
+	conf.API.DeleteEnabled = &yes
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	c := &Cloud{Addr: ln.Addr().String(), registry: olareg.New(conf), done: make(chan struct{})}
+	c.server = &http.Server{Handler: c.registry, ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		_ = c.server.Serve(ln) // ends with Close
+		close(c.done)
+	}()
+	return c, nil
+}
+
+// Close ends it.
+func (c *Cloud) Close() error {
+	err := c.server.Close()
+	<-c.done
+	return errors.Join(err, c.registry.Close())
+}
+
+// Ref is repository:tag or repository@digest at a registry on loopback.
+func Ref(addr, ref string) (name.Reference, error) {
+	return name.ParseReference(addr+"/"+ref, name.Insecure)
+}
+
+// Push uploads an image, an index or an artifact with all that belongs to it.
+func Push(ctx context.Context, addr, ref string, what remote.Taggable) error {
+	r, err := Ref(addr, ref)
+	if err != nil {
+		return err
+	}
+	return remote.Push(r, what, remote.WithContext(ctx))
+}
+
+// Pulled is what a pull found.
+type Pulled struct {
+	Digest v1.Hash
+	Bytes  int64 // of the layers of each platform
+	Images int   // 1, or as many as an index has
+}
+
+// Pull downloads an image or an index with every platform and checks each digest.
+func Pull(ctx context.Context, addr, ref string) (Pulled, error) {
+	r, err := Ref(addr, ref)
+	if err != nil {
+		return Pulled{}, err
+	}
+	d, err := remote.Get(r, remote.WithContext(ctx))
+	if err != nil {
+		return Pulled{}, err
+	}
+	p := Pulled{Digest: d.Digest}
+	if !d.MediaType.IsIndex() {
+		img, err := d.Image()
+		if err != nil {
+			return p, err
+		}
+		return p, p.add(img)
+	}
+	index, err := d.ImageIndex()
+	if err != nil {
+		return p, err
+	}
+	m, err := index.IndexManifest()
+	if err != nil {
+		return p, err
+	}
+	for _, child := range m.Manifests {
+		img, err := index.Image(child.Digest)
+		if err != nil {
+			return p, err
+		}
+		if err := p.add(img); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+// add downloads one image and checks it.
+func (p *Pulled) add(img v1.Image) error {
+	if err := validate.Image(img); err != nil {
+		return err
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		n, err := l.Size()
+		if err != nil {
+			return err
+		}
+		p.Bytes += n
+	}
+	p.Images++
+	return nil
+}
+
+// Referrers returns the digests of what refers to a manifest, in the registry's order.
+func Referrers(ctx context.Context, addr, repository string, subject v1.Hash) ([]v1.Hash, error) {
+	d, err := name.NewDigest(addr+"/"+repository+"@"+subject.String(), name.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	index, err := remote.Referrers(d, remote.WithContext(ctx))
+	if err != nil {
+		return nil, err
+	}
+	m, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	var all []v1.Hash
+	for _, x := range m.Manifests {
+		all = append(all, x.Digest)
+	}
+	return all, nil
+}
