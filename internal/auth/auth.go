@@ -1,0 +1,183 @@
+// Package auth answers who a request is from and what it may do: client tokens and scope maps, as ACR's connected
+// registry has them.
+//
+// A token is a name with up to two machine-made passwords, of which only the SHA-256 is known here, and a scope map.
+// The challenge is Basic: a Bearer realm must be an absolute URL, and no URL is right on every hop of a chain of API
+// proxies. Who has no credentials is anonymous, and may do only what a local option grants.
+package auth
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync/atomic"
+
+	"github.com/connected-registry/connected-registry/internal/clock"
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// Realm is what the Basic challenge names. It tells a person what asks for a password, and has no other use.
+const Realm = "connected registry"
+
+// Options of an Authenticator. The zero value admits nobody without a token.
+type Options struct {
+	// AnonymousPull and AnonymousPush admit requests without credentials. They are for local flags only: nothing that
+	// comes from the twin may lower security. With AnonymousPull the answer to GET /v2/ is no challenge, so that the
+	// Docker engine never sends credentials; other clients do when they meet a 401.
+	AnonymousPull bool
+	AnonymousPush bool
+	Clock         clock.Clock  // for the expiry of passwords; nil is the machine's
+	Logger        *slog.Logger // nil discards
+}
+
+// Authenticator holds the tokens that are in force. It is safe for concurrent use.
+type Authenticator struct {
+	clock     clock.Clock
+	logger    *slog.Logger
+	anonymous Identity
+	admits    bool // anonymous requests
+	tokens    atomic.Pointer[map[string]token]
+}
+
+// New returns an Authenticator without tokens.
+func New(o Options) *Authenticator {
+	a := &Authenticator{clock: o.Clock, logger: o.Logger, admits: o.AnonymousPull || o.AnonymousPush}
+	if a.clock == nil {
+		a.clock = clock.System()
+	}
+	if a.logger == nil {
+		a.logger = slog.New(slog.DiscardHandler)
+	}
+	grant := func(actions ...registry.Action) {
+		for _, action := range actions {
+			a.anonymous.permissions = append(a.anonymous.permissions, registry.Permission{
+				Resource: registry.ResourceRepositories, Name: "*", Action: action,
+			})
+		}
+	}
+	if o.AnonymousPull {
+		grant(registry.ContentRead, registry.MetadataRead)
+	}
+	if o.AnonymousPush {
+		grant(registry.ContentWrite)
+	}
+	a.tokens.Store(&map[string]token{})
+	return a
+}
+
+// Update puts other tokens in force, all at once: a request meets the old set or the new one. Names are taken in
+// lower case. A line of a scope map that is not a permission, and a scope map that does not exist, grant nothing.
+func (a *Authenticator) Update(tokens map[string]registry.ClientToken, maps map[string]registry.ScopeMap) {
+	permissions := make(map[string][]registry.Permission, len(maps))
+	for name, lines := range maps {
+		for _, line := range lines {
+			p, err := registry.ParsePermission(line)
+			if err != nil {
+				a.logger.Warn("a line of a scope map grants nothing", "scopeMap", name, "error", err)
+				continue
+			}
+			permissions[name] = append(permissions[name], p)
+		}
+	}
+	set := make(map[string]token, len(tokens))
+	for name, t := range tokens {
+		set[strings.ToLower(name)] = newToken(t, permissions[t.ScopeMap])
+	}
+	a.tokens.Store(&set)
+}
+
+// Identity is who a request is from and what that one may do. The zero value is anonymous and may do nothing.
+type Identity struct {
+	principal   registry.Principal
+	permissions []registry.Permission
+}
+
+// Principal returns the name; that of an anonymous client is empty.
+func (i Identity) Principal() registry.Principal { return i.principal }
+
+// Anonymous reports whether there were no credentials.
+func (i Identity) Anonymous() bool { return i.principal == registry.Principal{} }
+
+// Can reports whether any line of the scope map permits the action on the repository: lines add up.
+func (i Identity) Can(repo string, action registry.Action) bool {
+	return i.allowed(registry.ResourceRepositories, repo, action)
+}
+
+// CanGateway reports whether the action is permitted on the gateway of the named connected registry.
+func (i Identity) CanGateway(name string, action registry.Action) bool {
+	return i.allowed(registry.ResourceGateway, strings.ToLower(name), action)
+}
+
+func (i Identity) allowed(resource, name string, action registry.Action) bool {
+	for _, p := range i.permissions {
+		if p.Allows(resource, name, action) {
+			return true
+		}
+	}
+	return false
+}
+
+// CanList reports whether the repository is shown to the identity in lists of repositories (ACR connected registry:
+// both content/read and metadata/read).
+func (i Identity) CanList(repo string) bool {
+	return i.Can(repo, registry.ContentRead) && i.Can(repo, registry.MetadataRead)
+}
+
+type identityKey struct{}
+
+// FromContext returns the identity that Enter put into the context, or one that may do nothing.
+func FromContext(ctx context.Context) Identity {
+	i, _ := ctx.Value(identityKey{}).(Identity)
+	return i
+}
+
+// Enter authenticates a request and returns its context with the identity and the registry.Principal in it.
+//
+// Errors: UNAUTHORIZED.
+func (a *Authenticator) Enter(r *http.Request) (context.Context, error) {
+	i, err := a.Authenticate(r)
+	if err != nil {
+		return nil, err
+	}
+	return registry.WithPrincipal(context.WithValue(r.Context(), identityKey{}, i), i.principal), nil
+}
+
+// Check returns nil when whom ctx acts for may do the action on the repository.
+//
+// Errors: DENIED for a token, UNAUTHORIZED for an anonymous client, who may have credentials still.
+func (a *Authenticator) Check(ctx context.Context, repo string, action registry.Action) error {
+	i := FromContext(ctx)
+	switch {
+	case i.Can(repo, action):
+		return nil
+	case i.Anonymous():
+		return registry.ErrUnauthorized.WithDetail([]map[string]string{{"Type": "repository", "Name": repo, "Action": string(action)}})
+	}
+	a.logger.Info("denied", "token", i.principal.Name, "repository", repo, "action", string(action))
+	return errScopes
+}
+
+// MayList is CanList of whom ctx acts for, as filter.Scoped wants it.
+func (a *Authenticator) MayList(ctx context.Context, repo string) bool {
+	return FromContext(ctx).CanList(repo)
+}
+
+// Reader authenticates a request and returns what it may read, as the API between layers wants it.
+//
+// Errors: UNAUTHORIZED.
+func (a *Authenticator) Reader(r *http.Request) (may func(repo string) bool, err error) {
+	i, err := a.Authenticate(r)
+	if err != nil {
+		return nil, err
+	}
+	return i.CanList, nil
+}
+
+// Challenge adds to an answer 401 what a client needs to know to authenticate.
+func (a *Authenticator) Challenge(h http.Header) {
+	h.Set("Www-Authenticate", `Basic realm="`+Realm+`"`)
+}
+
+// errScopes has the text of ACR for a token whose scope map does not permit the operation.
+var errScopes = registry.ErrDenied.WithMessage("Insufficient scopes to perform the operation")

@@ -1,0 +1,85 @@
+package auth
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// slots is how many passwords a token can have (ACR: password1 and password2).
+const slots = 2
+
+// token is a ClientToken with its scope map looked up.
+type token struct {
+	passwords   [slots]registry.TokenPassword
+	count       int // of passwords
+	enabled     bool
+	permissions []registry.Permission
+}
+
+// newToken takes the first two passwords; the configuration allows no more.
+func newToken(t registry.ClientToken, permissions []registry.Permission) token {
+	made := token{enabled: t.Enabled, permissions: permissions}
+	made.count = copy(made.passwords[:], t.Passwords)
+	return made
+}
+
+// errPassword is what ACR answers for a wrong name as for a wrong password, so that names cannot be found out.
+var errPassword = registry.ErrUnauthorized.WithMessage("Incorrect Password").
+	WithDetail("Please visit https://aka.ms/acr#UNAUTHORIZED for more information.")
+
+// Authenticate finds out who sent the request. Credentials that are wrong are an error also where an anonymous
+// request would be admitted.
+//
+// Errors: UNAUTHORIZED.
+func (a *Authenticator) Authenticate(r *http.Request) (Identity, error) {
+	headers := r.Header.Values("Authorization")
+	switch {
+	case len(headers) == 0 && a.admits:
+		return a.anonymous, nil
+	case len(headers) == 0:
+		return Identity{}, registry.ErrUnauthorized
+	case len(headers) > 1:
+		return Identity{}, registry.ErrUnauthorized.WithMessage("more than one Authorization header")
+	}
+	user, password, ok := r.BasicAuth()
+	if !ok {
+		return Identity{}, registry.ErrUnauthorized.WithMessage("the Authorization header is not Basic with a token's name and password")
+	}
+	return a.login(strings.ToLower(user), password)
+}
+
+// login takes the same time for every name and password: it always hashes once and compares with all slots.
+func (a *Authenticator) login(name, password string) (Identity, error) {
+	t, known := (*a.tokens.Load())[name]
+	sum := sha256.Sum256([]byte(password))
+	now := a.clock.Now()
+	matched, valid := 0, 0
+	for i, p := range t.passwords {
+		hit := subtle.ConstantTimeCompare(sum[:], p.SHA256[:]) & subtle.ConstantTimeLessOrEq(i+1, t.count)
+		matched |= hit
+		if unexpired(p.Expiry, now) {
+			valid |= hit
+		}
+	}
+	// Only who has a right password gets to know more than that it did not work.
+	switch {
+	case !known || matched == 0:
+		a.logger.Info("authentication failed", "token", name, "known", known)
+		return Identity{}, errPassword
+	case !t.enabled:
+		a.logger.Info("authentication failed: the token is disabled", "token", name)
+		return Identity{}, registry.ErrUnauthorized.WithMessage("token %q is disabled", name)
+	case valid == 0:
+		a.logger.Info("authentication failed: the password has expired", "token", name)
+		return Identity{}, registry.ErrUnauthorized.WithMessage("the password of token %q has expired: generate a new one", name)
+	}
+	return Identity{principal: registry.Principal{Name: name}, permissions: t.permissions}, nil
+}
+
+// unexpired reports whether a password that ends at expiry (zero: never) works at now.
+func unexpired(expiry, now time.Time) bool { return expiry.IsZero() || now.Before(expiry) }
