@@ -1,0 +1,102 @@
+package distribution
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// maxRanges is how many ranges of one request are looked at; with more, the whole content is sent (RFC 9110, 14.2).
+const maxRanges = 16
+
+const octetStream = "application/octet-stream"
+
+// getBlob answers end-2. Content that is still arriving here goes the same way as a file: its reader blocks.
+func (s *server) getBlob(w http.ResponseWriter, r *http.Request, req Request) error {
+	b, err := s.reg.GetBlob(r.Context(), req.Repo, req.Digest)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = b.Close() }() // it was only read
+	// Seek to the end finds out the size, and whether the content can be had, before anything is promised.
+	if _, err := b.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
+	return s.serveContent(w, r, registry.Descriptor{Digest: req.Digest}, contentOf(b))
+}
+
+// contentOf returns the file of a blob that has one, for sendfile(2).
+func contentOf(b registry.BlobReader) io.ReadSeeker {
+	if f, ok := b.(interface{ File() *os.File }); ok {
+		if file := f.File(); file != nil {
+			return file
+		}
+	}
+	return b
+}
+
+// headBlob answers end-2 without opening the content.
+func (s *server) headBlob(w http.ResponseWriter, r *http.Request, req Request) error {
+	d, err := s.reg.ResolveBlob(r.Context(), req.Repo, req.Digest)
+	if err != nil {
+		return err
+	}
+	return s.serveContent(w, r, registry.Descriptor{Digest: req.Digest}, io.NewSectionReader(nothing{}, 0, d.Size))
+}
+
+// nothing has a size, for HEAD, and is never read.
+type nothing struct{}
+
+func (nothing) ReadAt([]byte, int64) (int, error) { return 0, errors.ErrUnsupported }
+
+// serveContent leaves ranges and conditions to net/http.
+func (s *server) serveContent(w http.ResponseWriter, r *http.Request, d registry.Descriptor, content io.ReadSeeker) error {
+	setContent(w.Header(), d, octetStream)
+	if strings.Count(r.Header.Get("Range"), ",") >= maxRanges {
+		r.Header.Del("Range")
+	}
+	out := s.send(w)
+	http.ServeContent(out, r, "", time.Time{}, content)
+	switch out.refused {
+	case 0:
+	case http.StatusRequestedRangeNotSatisfiable:
+		return registry.ErrRangeInvalid.WithMessage("Range %q: not within the content", clip(r.Header.Get("Range")))
+	default:
+		return registry.ErrInternal.Wrap(fmt.Errorf("the content cannot be served: net/http answers %d", out.refused))
+	}
+	if out.err != nil {
+		s.logger.Info("a body was cut", "path", r.URL.Path, "error", out.err)
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+// clip bounds a client's text before it goes into a message.
+func clip(s string) string {
+	const limit = 80
+	if len(s) > limit {
+		return s[:limit] + "..."
+	}
+	return s
+}
+
+// deleteBlob answers end-10.
+func (s *server) deleteBlob(w http.ResponseWriter, r *http.Request, req Request) error {
+	return accepted(w, s.reg.DeleteBlob(r.Context(), req.Repo, req.Digest))
+}
+
+// accepted answers what was deleted.
+func accepted(w http.ResponseWriter, err error) error {
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Length", "0")
+	w.WriteHeader(http.StatusAccepted)
+	return nil
+}
