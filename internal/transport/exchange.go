@@ -3,7 +3,6 @@ package transport
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -57,7 +56,7 @@ func (c *Client) exchange(req *http.Request) (*http.Response, error) {
 func (c *Client) fail(req *http.Request, dog *watchdog, err error) error {
 	host := req.URL.Host
 	if cause := dog.bite(); cause != nil {
-		return registry.ErrUnavailable.WithMessage("%s: %v", host, cause).Wrap(fmt.Errorf("%w: %w", cause, err))
+		return registry.ErrUnavailable.WithMessage("gave up on %s", host).Wrap(cause)
 	}
 	if ctxErr := req.Context().Err(); errors.Is(ctxErr, context.Canceled) {
 		return context.Cause(req.Context())
