@@ -1,0 +1,19 @@
+// Package store keeps a registry's content in one data directory: an index in bbolt, content in files named by their
+// digest. It implements registry.Registry for clients and registry.Replica for synchronisation.
+//
+//	meta.db               the index; its flock is the lock of the directory (buckets.go has the schema)
+//	blobs/sha256/ab/<hex> content, immutable, manifests included
+//	blobs/sha512/ab/<hex>
+//	partial/<alg>-<hex>   content on its way from a parent; the size of the file is the offset of the transfer
+//	uploads/<id>          content on its way from a client, beside <id>.json (repository, principal, start)
+//	reserve               blocks that are given back when the volume is full, so that the index can still delete
+//
+// What is acknowledged survives a power cut, because content becomes visible in one order without exceptions: fsync the
+// file, rename it, fsync its directory, commit one transaction of the index, return. A failed fsync is final for its
+// file. Unfinished content has no rows: an upload or a partial costs no index commit per request or chunk, so that a
+// pushed image costs one commit for each blob and manifest.
+//
+// A row is not believed before the file has the row's size: content that is missing or short counts as absent, and is
+// fetched or pushed again. A damaged index is set aside and rebuilt from the files, by hash, in the background; until
+// that is done nothing is collected.
+package store

@@ -1,0 +1,38 @@
+package store
+
+import (
+	"errors"
+	"os"
+	"syscall"
+)
+
+// fallocKeepSize is FALLOC_FL_KEEP_SIZE of linux/falloc.h: the size of a partial file is its offset, so room must not
+// change it.
+const fallocKeepSize = 1
+
+// Free implements FS.
+func (OSFS) Free(path string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(path, &st); err != nil {
+		return 0, os.NewSyscallError("statfs", err)
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert // the field's width differs between architectures
+}
+
+// Reserve implements FS.
+func (OSFS) Reserve(f File, size int64) error {
+	file, ok := f.(*os.File)
+	if !ok || size <= 0 {
+		return nil
+	}
+	for {
+		err := syscall.Fallocate(int(file.Fd()), fallocKeepSize, 0, size)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+			continue
+		case errors.Is(err, syscall.EOPNOTSUPP), errors.Is(err, syscall.ENOSYS):
+			return nil
+		}
+		return os.NewSyscallError("fallocate", err)
+	}
+}

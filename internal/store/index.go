@@ -1,0 +1,242 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"syscall"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// maxGroup bounds how many callers share one commit.
+const maxGroup = 64
+
+// tx is one transaction of the index. The functions of several callers may share one.
+type tx struct {
+	*bbolt.Tx
+	s       *Store
+	now     int64 // unix seconds
+	counts  counts
+	writes  int  // rows changed; 0 at the end commits nothing
+	changed bool // tags or referrers changed
+}
+
+// counts is what Usage answers from.
+type counts struct {
+	repositories, tags, manifests, blobs, bytes int64
+}
+
+func (c counts) encode() (b []byte) {
+	for _, v := range []int64{c.repositories, c.tags, c.manifests, c.blobs, c.bytes} {
+		b = binary.AppendVarint(b, v)
+	}
+	return b
+}
+
+func decodeCounts(b []byte) (c counts) {
+	for _, v := range []*int64{&c.repositories, &c.tags, &c.manifests, &c.blobs, &c.bytes} {
+		x, n := binary.Varint(b)
+		if n <= 0 {
+			return c
+		}
+		*v, b = x, b[n:]
+	}
+	return c
+}
+
+// put writes a row unless it is there already, so that a transaction without news costs no commit.
+func (t *tx) put(b *bbolt.Bucket, key, value []byte) error {
+	if old := b.Get(key); old != nil && bytes.Equal(old, value) {
+		return nil
+	}
+	t.writes++
+	return b.Put(key, value)
+}
+
+// remove deletes a row if it is there.
+func (t *tx) remove(b *bbolt.Bucket, key []byte) error {
+	if b.Get(key) == nil {
+		return nil
+	}
+	t.writes++
+	return b.Delete(key)
+}
+
+// call is one caller's part of a shared transaction.
+type call struct {
+	fn   func(*tx) error
+	err  error
+	done chan struct{}
+}
+
+// queue groups commits: whoever comes while a commit is under way shares the next one. A caller that is alone commits
+// at once, which bbolt's Batch with its delay would not do.
+type queue struct {
+	mu      sync.Mutex
+	waiting []*call
+	busy    bool
+}
+
+// update runs fn in a read-write transaction and returns when it is durable. fn may run more than once and must not
+// keep what an earlier run left. Errors are those of fn, or DiskError and UNAVAILABLE.
+func (s *Store) update(ctx context.Context, fn func(*tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c := &call{fn: fn, done: make(chan struct{})}
+	s.queue.mu.Lock()
+	s.queue.waiting = append(s.queue.waiting, c)
+	lead := !s.queue.busy
+	s.queue.busy = true
+	s.queue.mu.Unlock()
+	if lead {
+		s.lead()
+	}
+	<-c.done
+	return c.err
+}
+
+// lead commits one group and hands the rest to a goroutine, so that no caller works for others for long.
+func (s *Store) lead() {
+	s.queue.mu.Lock()
+	n := min(len(s.queue.waiting), maxGroup)
+	group := s.queue.waiting[:n:n]
+	s.queue.waiting = s.queue.waiting[n:]
+	s.queue.mu.Unlock()
+
+	s.commit(group)
+	for _, c := range group {
+		close(c.done)
+	}
+
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	if len(s.queue.waiting) == 0 {
+		s.queue.busy, s.queue.waiting = false, nil
+		return
+	}
+	go s.lead()
+}
+
+// commit runs a group in one transaction. When that fails for a reason that may be one caller's, each runs alone.
+func (s *Store) commit(group []*call) {
+	err := s.transact(group)
+	if err == nil {
+		return
+	}
+	if len(group) == 1 {
+		group[0].err = err
+		return
+	}
+	for _, c := range group {
+		c.err = nil
+		if err := s.transact([]*call{c}); err != nil {
+			c.err = err
+		}
+	}
+}
+
+// transact is one attempt, and a second with the reserve given back when the volume is full.
+func (s *Store) transact(group []*call) error {
+	err := s.attempt(group)
+	if isFull(err) && s.releaseReserve() {
+		err = s.attempt(group)
+	}
+	return diskError(err)
+}
+
+// attempt runs the group in one bbolt transaction. A caller's error that came before its first write is that caller's
+// alone; any other error undoes the group.
+func (s *Store) attempt(group []*call) (err error) {
+	if reason := s.broken.Load(); reason != nil {
+		return registry.ErrUnavailable.WithMessage("the index of this registry is damaged: writes are refused until it is restarted").Wrap(*reason)
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	btx, err := s.db.Begin(true)
+	if err != nil {
+		return err
+	}
+	t := s.newTx(btx)
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.breakIndex(fmt.Errorf("write transaction: %v", p))
+		}
+		if btx.DB() != nil {
+			err = errors.Join(err, btx.Rollback())
+		}
+	}()
+	for _, c := range group {
+		before := t.writes
+		if c.err = c.fn(t); c.err != nil && t.writes != before {
+			return c.err
+		}
+	}
+	if t.writes == 0 {
+		return nil
+	}
+	if err := t.put(t.Bucket(bucketMeta), keyCounts, t.counts.encode()); err != nil {
+		return err
+	}
+	if err := s.step("commit"); err != nil {
+		return err
+	}
+	if err := btx.Commit(); err != nil {
+		if errors.Is(err, syscall.EIO) {
+			_ = s.breakIndex(err) // what a failed sync left on the disk is unknown
+		}
+		return err
+	}
+	s.commits.Add(1)
+	s.counts.Store(&t.counts)
+	if t.changed {
+		s.wake()
+	}
+	return s.step("committed")
+}
+
+func (s *Store) newTx(btx *bbolt.Tx) *tx {
+	t := &tx{Tx: btx, s: s, now: s.clock.Now().Unix()}
+	if c := s.counts.Load(); c != nil {
+		t.counts = *c
+	}
+	return t
+}
+
+// view runs fn in a read-only transaction. A damaged page or an unreadable disk is UNAVAILABLE, not a crash.
+func (s *Store) view(fn func(*tx) error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	btx, err := s.db.Begin(false)
+	if err != nil {
+		return diskError(err)
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.breakIndex(fmt.Errorf("read transaction: %v", p))
+		}
+		_ = btx.Rollback()
+	}()
+	return fn(s.newTx(btx))
+}
+
+// breakIndex remembers that the index cannot be trusted with writes any more; the next start checks and rebuilds it.
+func (s *Store) breakIndex(err error) error {
+	if s.broken.CompareAndSwap(nil, &err) {
+		s.log.Error("the index is damaged; writes stop until a restart", "error", err)
+	}
+	return registry.ErrUnavailable.WithMessage("the index of this registry is damaged: restart it to rebuild the index").Wrap(err)
+}
+
+// wake tells those who wait for a change.
+func (s *Store) wake() {
+	s.changedMu.Lock()
+	defer s.changedMu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}

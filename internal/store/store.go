@@ -1,0 +1,165 @@
+package store
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/connected-registry/connected-registry/internal/clock"
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// Defaults and limits.
+const (
+	DefaultGrace       = 24 * time.Hour     // for content that nothing refers to, from its commit on
+	partialTTL         = 7 * 24 * time.Hour // unfinished content that nobody continues
+	uploadTTL          = 7 * 24 * time.Hour // idle upload sessions
+	defaultLockTimeout = time.Second
+	defaultCacheBytes  = 4 << 20
+	reserveSize        = 4 << 20 // bytes; enough pages for a batch of deletions
+)
+
+// States of a store, as StorageStatus has them.
+const (
+	stateOK          = "ok"
+	stateRecovering  = "recovering"
+	stateUnavailable = "unavailable"
+)
+
+// Options configures a Store. The zero value works.
+type Options struct {
+	FS           FS            // nil is OSFS
+	Clock        clock.Clock   // nil is the system's
+	Logger       *slog.Logger  // nil discards
+	LockTimeout  time.Duration // how long Open waits for another process to leave the volume; 0 is one second
+	ReserveBytes int64         // new content is refused when it would leave less than this free on the volume
+	CacheBytes   int           // memory for manifests; 0 is 4 MiB, negative none
+
+	// hook is called between the steps of a commit, for tests that stop there; an error of it fails the step.
+	hook func(step string) error
+	// uptime replaces the monotonic clock in tests.
+	uptime func() time.Duration
+}
+
+// Store is a data directory in use by this process. All methods may be called concurrently.
+type Store struct {
+	dir    string
+	fs     FS
+	clock  clock.Clock
+	log    *slog.Logger
+	opts   Options
+	db     *bbolt.DB
+	id     string
+	cache  *cache
+	uptime func() time.Duration // since Open, by the monotonic clock
+
+	queue      queue
+	commits    atomic.Int64
+	counts     atomic.Pointer[counts]
+	broken     atomic.Pointer[error]
+	recovering atomic.Bool
+
+	changedMu sync.Mutex
+	changed   chan struct{}
+
+	leases    leases
+	content   contentLocks
+	adoptions sync.Mutex // one recovery of a file at a time: it is bound by the disk
+
+	partialsMu sync.Mutex
+	partials   map[registry.Digest]*partial
+
+	uploadsMu sync.Mutex
+	uploads   map[string]*session
+
+	warned sync.Map // Digest -> struct{}: content that was reported as missing
+
+	gcMu     sync.Mutex
+	sweeping sync.RWMutex // held for writing from the last check of a blob's references to the removal of its row
+
+	stop   context.CancelFunc
+	worker sync.WaitGroup
+	closed atomic.Bool
+}
+
+var (
+	_ registry.Registry  = (*Store)(nil)
+	_ registry.Replica   = (*Store)(nil)
+	_ registry.Documents = (*Store)(nil)
+)
+
+// InstanceID names this volume's content: it is made with the index, and again when the index had to be rebuilt.
+func (s *Store) InstanceID() string { return s.id }
+
+// Changed returns a channel that is closed at the next change of a tag or referrer. Fetch it before Changes is asked,
+// and again after each time that it was closed.
+func (s *Store) Changed() <-chan struct{} {
+	s.changedMu.Lock()
+	defer s.changedMu.Unlock()
+	return s.changed
+}
+
+// Close ends background work and gives the volume free. Open uploads and partials keep their bytes.
+func (s *Store) Close() error {
+	if !s.closed.CompareAndSwap(false, true) {
+		return nil
+	}
+	s.stop()
+	s.worker.Wait()
+	return diskError(s.db.Close())
+}
+
+// Usage reports the volume. It reads counters and asks the file system for its free space; nothing is walked.
+func (s *Store) Usage(ctx context.Context) (registry.StorageStatus, error) {
+	if err := ctx.Err(); err != nil {
+		return registry.StorageStatus{}, err
+	}
+	c := s.counts.Load()
+	st := registry.StorageStatus{State: stateOK, Repositories: int(c.repositories), Tags: int(c.tags),
+		Manifests: int(c.manifests), Blobs: int(c.blobs), UsedBytes: c.bytes}
+	switch {
+	case s.broken.Load() != nil || s.closed.Load():
+		st.State = stateUnavailable
+	case s.recovering.Load():
+		st.State = stateRecovering
+	}
+	if info, err := s.fs.Lstat(s.path(indexName)); err == nil {
+		st.UsedBytes += info.Size()
+	}
+	free, err := s.fs.Free(s.dir)
+	if err != nil {
+		return st, diskError(err)
+	}
+	st.FreeBytes = free
+	return st, nil
+}
+
+// path is a file of the data directory.
+func (s *Store) path(parts ...string) string {
+	return filepath.Join(append([]string{s.dir}, parts...)...)
+}
+
+// step calls the hook of a test.
+func (s *Store) step(name string) error {
+	if s.opts.hook == nil {
+		return nil
+	}
+	return s.opts.hook(name)
+}
+
+// room refuses n more bytes when they would not leave the reserve free.
+func (s *Store) room(n int64) error {
+	free, err := s.fs.Free(s.dir)
+	if err != nil {
+		return diskError(err)
+	}
+	if free-n < s.opts.ReserveBytes {
+		return registry.ErrDisk.WithMessage("No space left on device: %d bytes are free, %d of them are kept in reserve.", free, s.opts.ReserveBytes)
+	}
+	return nil
+}

@@ -1,0 +1,72 @@
+package store
+
+import (
+	"testing"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+)
+
+// openStore opens a store and, at the end of the test, checks the structure of its index and closes it.
+func openStore(t *testing.T, dir string, o Options) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), dir, o)
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	t.Cleanup(func() { closeChecked(t, s) })
+	return s
+}
+
+// closeChecked closes a store after bbolt found no fault in its index and the counters were found true.
+func closeChecked(t *testing.T, s *Store) {
+	t.Helper()
+	if s.closed.Load() {
+		return
+	}
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		for err := range tx.Check() {
+			t.Errorf("index: %v", err)
+		}
+		checkCounts(t, s, tx)
+		return nil
+	})
+	if err != nil {
+		t.Errorf("check of the index: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+// checkCounts compares the counters that Usage answers from with the rows.
+func checkCounts(t *testing.T, s *Store, tx *bbolt.Tx) {
+	t.Helper()
+	var want counts
+	_ = tx.Bucket(bucketBlobs).ForEach(func(_, v []byte) error {
+		row, err := decodeBlob(v)
+		if err != nil {
+			t.Errorf("blob row: %v", err)
+		}
+		want.blobs++
+		want.bytes += row.size
+		return nil
+	})
+	repos := tx.Bucket(bucketRepos)
+	_ = repos.ForEachBucket(func(k []byte) error {
+		want.repositories++
+		b := repos.Bucket(k)
+		want.manifests += int64(b.Bucket(bucketManifests).Stats().KeyN)
+		want.tags += int64(b.Bucket(bucketTags).Stats().KeyN)
+		return nil
+	})
+	if got := *s.counts.Load(); got != want {
+		t.Errorf("counters %+v, rows %+v", got, want)
+	}
+}
+
+func TestRegistry(t *testing.T) {
+	registrytest.Test(t, func(t *testing.T) registry.Registry { return openStore(t, t.TempDir(), Options{}) })
+}

@@ -1,0 +1,134 @@
+package store
+
+import (
+	"context"
+	"slices"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// nextSeq takes the next number of a change and writes its row.
+func (t *tx) nextSeq(row changeRow) (uint64, error) {
+	seq := t.number(keyChangeSeq) + 1
+	if err := t.putNumber(keyChangeSeq, seq); err != nil {
+		return 0, err
+	}
+	row.at = t.now
+	t.changed = true
+	return seq, t.put(t.Bucket(bucketChanges), seqKey(seq), row.encode())
+}
+
+// moveTag points a tag at a manifest. A tag that points there already only changes its origin, which is no change of
+// the content.
+func (r *repoTx) moveTag(tag string, d registry.Digest, pushed bool) error {
+	row, err := r.tag(tag)
+	if err == nil && row.digest == d {
+		row.pushed = pushed
+		return r.t.put(r.tags, []byte(tag), row.encode())
+	}
+	if err == nil {
+		if err := r.t.remove(r.t.Bucket(bucketChanges), seqKey(row.seq)); err != nil {
+			return err
+		}
+	} else if r.tags.Get([]byte(tag)) == nil {
+		r.t.counts.tags++
+	}
+	row = tagRow{digest: d, pushed: pushed, at: r.t.now}
+	if row.seq, err = r.t.nextSeq(changeRow{kind: changeTag, repo: r.name, tag: tag}); err != nil {
+		return err
+	}
+	return r.t.put(r.tags, []byte(tag), row.encode())
+}
+
+// removeTag removes a tag and leaves a tombstone among the changes.
+func (r *repoTx) removeTag(tag string) error {
+	if r.tags.Get([]byte(tag)) == nil {
+		return nil
+	}
+	if row, err := r.tag(tag); err == nil {
+		if err := r.t.remove(r.t.Bucket(bucketChanges), seqKey(row.seq)); err != nil {
+			return err
+		}
+	}
+	if _, err := r.t.nextSeq(changeRow{kind: changeGone, repo: r.name, tag: tag}); err != nil {
+		return err
+	}
+	r.t.counts.tags--
+	return r.t.remove(r.tags, []byte(tag))
+}
+
+// tagsOf lists the tags that point at a manifest.
+func (r *repoTx) tagsOf(d registry.Digest) (tags []string, err error) {
+	err = r.tags.ForEach(func(k, v []byte) error {
+		row, err := decodeTag(v)
+		if err == nil && row.digest == d {
+			tags = append(tags, string(k))
+		}
+		return nil
+	})
+	return tags, err
+}
+
+// DeleteTag implements registry.Deleter.
+func (s *Store) DeleteTag(ctx context.Context, repo, tag string) error {
+	return s.update(ctx, func(t *tx) error {
+		r, err := t.repo(repo)
+		if err != nil || r.tags.Get([]byte(tag)) == nil {
+			return registry.ErrManifestUnknown.WithDetail(map[string]string{"tag": tag})
+		}
+		return r.removeTag(tag)
+	})
+}
+
+// TagStates implements registry.Replica.
+func (s *Store) TagStates(ctx context.Context, repo string) (list []registry.LocalTag, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	err = s.view(func(t *tx) error {
+		r, err := t.repo(repo)
+		if err != nil {
+			return nil // none for an unknown repository
+		}
+		return r.tags.ForEach(func(k, v []byte) error {
+			row, err := decodeTag(v)
+			if err != nil {
+				return nil // absent: synchronisation writes it again
+			}
+			list = append(list, registry.LocalTag{Tag: string(k), Digest: row.digest, Pushed: row.pushed})
+			return nil
+		})
+	})
+	return list, err
+}
+
+// putReferrer adds a manifest to the referrers list of its subject.
+func (r *repoTx) putReferrer(subject registry.Digest, m registry.Descriptor, refs registry.References) error {
+	key := slices.Concat(digestKey(subject), digestKey(m.Digest))
+	if v := r.referrers.Get(key); v != nil {
+		if _, err := decodeReferrer(v); err == nil {
+			return nil
+		}
+	}
+	row := referrerRow{descriptor: registry.ReferrerDescriptor(m, refs)}
+	var err error
+	if row.seq, err = r.t.nextSeq(changeRow{kind: changeReferrer, repo: r.name, subject: subject, digest: m.Digest}); err != nil {
+		return err
+	}
+	value, err := row.encode()
+	if err != nil {
+		return err
+	}
+	return r.t.put(r.referrers, key, value)
+}
+
+// removeReferrer takes a manifest out of the referrers list of its subject.
+func (r *repoTx) removeReferrer(subject, d registry.Digest) error {
+	key := slices.Concat(digestKey(subject), digestKey(d))
+	if row, err := decodeReferrer(r.referrers.Get(key)); err == nil {
+		if err := r.t.remove(r.t.Bucket(bucketChanges), seqKey(row.seq)); err != nil {
+			return err
+		}
+	}
+	return r.t.remove(r.referrers, key)
+}
