@@ -24,7 +24,7 @@ func keepRunning(ctx context.Context, out *screen, root, listen string) error {
 	}
 	_ = ln.Close()
 	binary := filepath.Join(root, "bin", "connected-registry")
-	if err := goTool(ctx, out, root, "build", "-trimpath", "-o", binary, "./cmd/connected-registry"); err != nil {
+	if err := layer.Build(ctx, binary); err != nil {
 		return err
 	}
 	l, err := layer.New(layer.Options{

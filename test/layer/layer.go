@@ -265,10 +265,19 @@ func (l *Layer) Stop() error {
 	return l.signal(syscall.SIGTERM)
 }
 
-// Close ends the process and gives the address back.
+// Close ends the process and gives the address back. It fails when the process has reported a data race or a panic.
 func (l *Layer) Close() error {
 	err := l.Stop()
 	l.release()
+	log, readErr := os.ReadFile(l.LogFile())
+	if readErr != nil && !errors.Is(readErr, os.ErrNotExist) {
+		return errors.Join(err, readErr)
+	}
+	for _, mark := range []string{"WARNING: DATA RACE", "\npanic: ", "\nfatal error: "} {
+		if i := bytes.Index(log, []byte(mark)); i >= 0 {
+			err = errors.Join(err, fmt.Errorf("%s: %s", l.Name, log[i:min(len(log), i+4000)]))
+		}
+	}
 	return err
 }
 
