@@ -36,7 +36,7 @@ func (m *Module) watch(ctx context.Context) {
 	if m.o.ConfigFile == "" {
 		return
 	}
-	var source twin.Source = twin.NewFile(m.o.ConfigFile, twin.FileOptions{Logger: m.log})
+	var source twin.Source = twin.NewFile(m.o.ConfigFile, twin.FileOptions{Log: m.log})
 	for doc := range source.Watch(ctx) {
 		m.take(ctx, source.Name(), doc)
 	}
@@ -143,14 +143,14 @@ func (m *Module) newParent(c registry.Config) (*upstream.Parent, error) {
 	}
 	o := upstream.Options{
 		Endpoint: twin.LoginServer(c.Parent.GatewayEndpoint), Protocol: c.Parent.Protocol,
-		Name: m.name, InstanceID: m.store.InstanceID(), Mode: c.Mode, Logger: m.log,
+		Name: m.name, InstanceID: m.store.InstanceID(), Mode: c.Mode, Clock: m.clock, Logger: m.log,
 	}
 	if same {
 		o.Username, o.Password = conn.SyncTokenName, conn.SyncTokenPassword
 	} else if conn.SyncTokenName != "" {
 		m.log.Warn("the connection string is for another parent; its credential is not sent to this one", "parent", c.Parent.GatewayEndpoint)
 	}
-	o.Client.Dial = m.o.Dial
+	o.Transport.Dial = m.o.Dial
 	return upstream.New(o)
 }
 

@@ -265,10 +265,10 @@ func (t *transfer) attempt(ctx context.Context, p registry.Partial) error {
 		}
 	}
 	buf := make([]byte, readSize)
-	for {
+	for began := p.Size(); ; {
 		n, err := r.Read(buf)
 		if over := p.Size() + int64(n) - t.want.Size; over > 0 {
-			return errors.Join(registry.ErrSizeInvalid.WithMessage("the parent sends more than the %d bytes of %s", t.want.Size, t.want.Digest))
+			return registry.ErrSizeInvalid.WithMessage("the parent sends more than the %d bytes of %s", t.want.Size, t.want.Digest)
 		}
 		if n > 0 {
 			if _, err := p.Write(buf[:n]); err != nil {
@@ -278,6 +278,10 @@ func (t *transfer) attempt(ctx context.Context, p registry.Partial) error {
 		}
 		if err == io.EOF {
 			return t.short(p)
+		}
+		if err != nil && p.Size() > began {
+			t.f.s.contact(nil) // a cut, and not a parent that is away
+			return err
 		}
 		if err != nil {
 			t.f.s.contact(err)

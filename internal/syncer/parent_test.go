@@ -182,6 +182,18 @@ func settings(t *testing.T, p *parent, scope ...string) syncer.Settings {
 // newReplica starts one on dir; it stops with the test or by the function that is returned.
 func newReplica(t *testing.T, dir string, set syncer.Settings, o syncer.Options) (*replica, func()) {
 	t.Helper()
+	return start(t, dir, set, o, (*syncer.Syncer).Run)
+}
+
+// newServing starts one that runs no iterations: only clients make it fetch.
+func newServing(t *testing.T, set syncer.Settings) *replica {
+	t.Helper()
+	r, _ := start(t, t.TempDir(), set, syncer.Options{}, func(*syncer.Syncer, context.Context) {})
+	return r
+}
+
+func start(t *testing.T, dir string, set syncer.Settings, o syncer.Options, run func(*syncer.Syncer, context.Context)) (*replica, func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	st, err := store.Open(ctx, dir, store.Options{})
 	if err != nil {
@@ -191,7 +203,7 @@ func newReplica(t *testing.T, dir string, set syncer.Settings, o syncer.Options)
 	s := syncer.New(ctx, st, o)
 	s.Update(set)
 	done := make(chan struct{})
-	go func() { defer close(done); s.Run(ctx) }()
+	go func() { defer close(done); run(s, ctx) }()
 	stop := sync.OnceFunc(func() {
 		cancel()
 		<-done

@@ -221,19 +221,7 @@ func TestPullThroughFetchesOnce(t *testing.T) {
 	p := newParent()
 	img := registrytest.NewImage(1, 300_000, 1000)
 	push(t, p, "app", "v1", img)
-	set := settings(t, p, "app")
-	set.Schedule = every(t, "0 0 1 1 *")
-	r, _ := newReplica(t, t.TempDir(), set, syncer.Options{})
-	p.set(func(p *parent) { p.away = away }) // let the iteration at the start fail, so that only clients fetch
-	_ = r.Sync(t.Context())
-	p.set(func(p *parent) { p.away, p.calls, p.sent = nil, map[string]int{}, map[registry.Digest]int64{} })
-	var err error
-	for range 200 { // the refusal after a failure passes
-		if _, err = r.served.GetManifest(t.Context(), "app", registry.TagReference("v1")); err == nil {
-			break
-		}
-		r.Update(set)
-	}
+	r := newServing(t, settings(t, p, "app"))
 	var group sync.WaitGroup
 	for range 20 {
 		group.Go(func() {
@@ -274,8 +262,7 @@ func TestPullThroughStreams(t *testing.T) {
 		}
 		return nil
 	}
-	set := settings(t, p, "app")
-	r, _ := newReplica(t, t.TempDir(), set, syncer.Options{})
+	r := newServing(t, settings(t, p, "app"))
 	if _, err := r.served.GetManifest(t.Context(), "app", registry.TagReference("v1")); err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +298,7 @@ func TestPullThroughNeverGivesWrongContentAsComplete(t *testing.T) {
 	img := registrytest.NewImage(1, 100_000)
 	push(t, p, "app", "v1", img)
 	p.corrupt[img.Blobs[1].Digest] = true
-	r, _ := newReplica(t, t.TempDir(), settings(t, p, "app"), syncer.Options{})
+	r := newServing(t, settings(t, p, "app"))
 	if _, err := r.served.GetManifest(t.Context(), "app", registry.TagReference("v1")); err != nil {
 		t.Fatal(err)
 	}
