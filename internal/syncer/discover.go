@@ -138,41 +138,62 @@ func (s *Syncer) discoverTags(ctx context.Context, set Settings) (listing, error
 	if err != nil {
 		return l, err
 	}
-	var mu sync.Mutex
-	group, ctx := errgroup.WithContext(ctx)
+	var mu sync.Mutex // guards l
+	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(max(set.Parallel, 4))
 	for _, repo := range repos {
-		tags, err := allPages(func(after string) ([]string, error) {
-			return set.Parent.Tags(ctx, repo, after, registry.MaxPage)
-		})
-		s.contact(err)
-		if errors.Is(err, registry.ErrNameUnknown) {
-			s.repoFailed(repo, err)
-			continue
-		}
-		if err != nil {
-			return l, errors.Join(err, group.Wait())
-		}
-		l.tags[repo], l.complete[repo] = map[string]registry.Digest{}, true
-		for _, tag := range tags {
-			if !set.Scope.MatchTag(repo, tag) {
-				continue
+		group.Go(func() error {
+			tags, err := allPages(func(after string) ([]string, error) {
+				return set.Parent.Tags(gctx, repo, after, registry.MaxPage)
+			})
+			s.contact(err)
+			if errors.Is(err, registry.ErrNameUnknown) {
+				s.repoFailed(repo, err)
+				return nil
 			}
+			mu.Lock()
+			defer mu.Unlock()
+			l.tags[repo], l.complete[repo] = map[string]registry.Digest{}, true
+			for _, tag := range tags {
+				if set.Scope.MatchTag(repo, tag) {
+					l.tags[repo][tag] = ""
+				}
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return l, err
+	}
+	return s.resolveTags(ctx, set, l)
+}
+
+// resolveTags asks for the digest of each tag of the list. One that was removed since the list was made is left out.
+func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing) (listing, error) {
+	l := newListing()
+	l.complete = names.complete
+	var mu sync.Mutex // guards l
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(max(set.Parallel, 4))
+	for repo, tags := range names.tags {
+		l.tags[repo] = map[string]registry.Digest{}
+		here := l.tags[repo]
+		for tag := range tags {
 			group.Go(func() error {
-				d, err := set.Parent.ResolveManifest(ctx, repo, registry.TagReference(tag))
+				d, err := set.Parent.ResolveManifest(gctx, repo, registry.TagReference(tag))
+				if errors.Is(err, registry.ErrManifestUnknown) {
+					return nil
+				}
 				mu.Lock()
 				defer mu.Unlock()
-				if errors.Is(err, registry.ErrManifestUnknown) {
-					return nil // removed since the list was made
-				}
 				if err == nil {
-					l.add(repo, tag, d.Digest)
+					here[tag] = d.Digest
 				}
 				return err
 			})
 		}
 	}
-	err = group.Wait()
+	err := group.Wait()
 	s.contact(err)
 	return l, err
 }
