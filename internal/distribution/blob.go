@@ -58,8 +58,8 @@ func (nothing) ReadAt([]byte, int64) (int, error) { return 0, errors.ErrUnsuppor
 // serveContent leaves ranges and conditions to net/http.
 func (s *server) serveContent(w http.ResponseWriter, r *http.Request, d registry.Descriptor, content io.ReadSeeker) error {
 	setContent(w.Header(), d, octetStream)
-	if strings.Count(r.Header.Get("Range"), ",") >= maxRanges {
-		r.Header.Del("Range")
+	if spec := r.Header.Get("Range"); !strings.HasPrefix(spec, "bytes=") || strings.Count(spec, ",") >= maxRanges {
+		r.Header.Del("Range") // an unknown unit has to be ignored
 	}
 	out := s.send(w)
 	http.ServeContent(out, r, "", time.Time{}, content)
