@@ -77,6 +77,8 @@ func (p *Parent) refusal(c *call, notFound *registry.Error) *registry.Error {
 		return registry.ErrDenied.WithMessage("%s denies %q this operation", p.host, p.o.Username).Wrap(cause)
 	case s == http.StatusNotFound && said.Code == registry.CodeNameUnknown && notFound.Code != registry.CodeUnsupported:
 		return registry.ErrNameUnknown.WithMessage("the repository is not known to %s", p.host).Wrap(cause)
+	case s == http.StatusNotFound && notFound.Code != registry.CodeUnsupported:
+		return notFound.WithMessage("%s at %s", notFound.Message, p.host).Wrap(cause)
 	case s == http.StatusNotFound:
 		return notFound.Wrap(cause)
 	case s == http.StatusConflict:

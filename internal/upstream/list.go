@@ -33,7 +33,7 @@ func (p *Parent) Tags(ctx context.Context, repo, after string, limit int) ([]str
 		})
 		return tags, err
 	}
-	return page(after, limit, fetch, registry.ValidateTag)
+	return p.page(after, limit, fetch, registry.ValidateTag)
 }
 
 // Repositories implements registry.Lister.
@@ -47,7 +47,7 @@ func (p *Parent) Repositories(ctx context.Context, after string, limit int) ([]s
 		})
 		return all, err
 	}
-	return page(after, limit, fetch, registry.ValidateRepository)
+	return p.page(after, limit, fetch, registry.ValidateRepository)
 }
 
 // catalog collects pages until there are n entries (0: all) or no next page.
@@ -68,22 +68,33 @@ func catalog(ctx context.Context, r *reg.Reg, host, last string, n int) ([]strin
 }
 
 // page makes one page of a list as registry.Lister promises it of whatever a registry answers. fetch asks for n
-// entries after last; n of 0 asks for all.
-func page(after string, limit int, fetch func(last string, n int) ([]string, error), valid func(string) error) ([]string, error) {
+// entries after last; n of 0 asks for all. From a registry that was once seen to be out of order, which the
+// specification forbids and some do, the whole list is taken each time: its pages have no place to go on from.
+func (p *Parent) page(after string, limit int, fetch func(last string, n int) ([]string, error), valid func(string) error) ([]string, error) {
 	if limit < 1 || limit > registry.MaxPage {
 		return nil, registry.ErrPageInvalid.WithMessage("limit %d: want 1 to %d", limit, registry.MaxPage)
 	}
-	got, err := fetch(after, limit)
-	if err != nil {
-		return nil, err
-	}
 	beyond := func(list []string) []string {
-		return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return s <= after || valid(s) != nil })
+		return slices.DeleteFunc(list, func(s string) bool { return s <= after || valid(s) != nil })
 	}
-	list := beyond(got)
-	short := len(got) < limit // so it is the last page, of a list that began at after or at the start
-	if inOrder := slices.IsSorted(got); !(inOrder && (short || len(list) >= limit)) && !(short && after == "") {
-		if got, err = fetch("", 0); err != nil {
+	var list []string
+	whole := p.disordered.Load()
+	if !whole {
+		got, err := fetch(after, limit)
+		if err != nil {
+			return nil, err
+		}
+		n := len(got)
+		if !slices.IsSorted(got) {
+			p.disordered.Store(true)
+		}
+		whole = p.disordered.Load() && (n >= limit || after != "")
+		list = beyond(got)
+		whole = whole || (n >= limit && len(list) < limit) // it does not know where to go on
+	}
+	if whole {
+		got, err := fetch("", 0)
+		if err != nil {
 			return nil, err
 		}
 		list = beyond(got)

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/regclient/regclient/config"
@@ -56,6 +57,8 @@ type Parent struct {
 	renewed   time.Time
 	kind      registry.ParentKind
 	rangeless sync.Once
+
+	disordered atomic.Bool // a list was out of order
 }
 
 // The parent only reads; pushing upwards is another matter.
