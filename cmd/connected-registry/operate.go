@@ -98,7 +98,7 @@ func printStatus(w io.Writer, s registry.Status, output string) error {
 	row("CONNECTION STATE", "%s", s.ConnectionState)
 	row("PARENT", "%s %s %s", orDash(s.Parent.GatewayEndpoint), s.Parent.Kind, s.Parent.Mode)
 	row("LAST SYNC (UTC)", "%s %s %s", instant(s.Sync.LastSuccessfulSyncEndTime), s.Sync.SyncState, s.Sync.Error)
-	row("NEXT SYNC (UTC)", "%s", instant(s.Sync.NextSyncTime))
+	row("NEXT SYNC (UTC)", "%s", next(s))
 	row("LAST ITERATION", "%d tags moved, %d removed, %d requests, %s received", s.Sync.TagsMoved, s.Sync.TagsRemoved, s.Sync.Requests, size(s.Sync.BytesReceived))
 	row("LINK SINCE START", "%d requests, %s received, %s sent", s.Traffic.Requests, size(s.Traffic.BytesReceived), size(s.Traffic.BytesSent))
 	row("STORAGE", "%s: %d repositories, %d tags, %d manifests, %d blobs, %s used, %s free", s.Storage.State, s.Storage.Repositories,
@@ -145,6 +145,17 @@ func orDash(s string) string {
 		return "-"
 	}
 	return s
+}
+
+// next is when the next iteration begins.
+func next(s registry.Status) string {
+	switch {
+	case s.Parent.GatewayEndpoint == "":
+		return "-"
+	case s.Sync.NextSyncTime.IsZero():
+		return "when the parent changes"
+	}
+	return instant(s.Sync.NextSyncTime)
 }
 
 func instant(t time.Time) string {

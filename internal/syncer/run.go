@@ -148,6 +148,8 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 	}
 	if poll == 0 {
 		s.begin()
+	} else {
+		s.setNext(time.Time{}) // when the parent changes
 	}
 	l, cursor, err := s.discover(ctx, set, kind, poll, changed, wake)
 	if errors.Is(err, errInterrupted) || ctx.Err() == context.Canceled {
