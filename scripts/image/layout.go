@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	_ "crypto/sha256" // go-digest takes its hashes from the registered ones
 	"encoding/json"
 	"fmt"
 	"os"

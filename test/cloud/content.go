@@ -3,6 +3,7 @@ package cloud
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"fmt"
 	"math/rand/v2"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -31,7 +33,7 @@ func Layer(name string, n int) (v1.Layer, error) {
 	if err := tw.Close(); err != nil {
 		return nil, err
 	}
-	return static.NewLayer(out.Bytes(), types.OCIUncompressedLayer), nil
+	return tarball.LayerFromReader(&out, tarball.WithCompressionLevel(gzip.NoCompression), tarball.WithMediaType(types.OCILayer))
 }
 
 // Image returns an OCI image for linux/amd64 of these layers, bottom first.

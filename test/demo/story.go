@@ -182,7 +182,7 @@ func (d *demo) start(ctx context.Context) error {
 		}
 		d.layers = append(d.layers, l)
 		begin := time.Now()
-		if err := d.within(ctx, l.Start); err != nil {
+		if err := l.Start(ctx); err != nil {
 			return err
 		}
 		d.time("cold start of "+name+" until it answers", begin)
@@ -271,7 +271,7 @@ func (d *demo) cut(ctx context.Context) error {
 		return err
 	}
 	begin := time.Now()
-	if err := d.within(ctx, l.Start); err != nil {
+	if err := l.Start(ctx); err != nil {
 		return err
 	}
 	d.time("start of the bottom layer after SIGKILL", begin)

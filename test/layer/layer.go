@@ -46,6 +46,7 @@ type Layer struct {
 }
 
 const (
+	startLimit = 30 * time.Second
 	stopLimit  = 10 * time.Second // for an orderly end; then the process is killed
 	pollPeriod = 10 * time.Millisecond
 )
@@ -120,7 +121,7 @@ func (l *Layer) Configure() error {
 
 func (l *Layer) configFile() string { return filepath.Join(l.Dir, "config.json") }
 
-// Start runs the process and waits until it answers. It ends when ctx does.
+// Start runs the process and waits until it answers, at most half a minute. The process ends when ctx does.
 func (l *Layer) Start(ctx context.Context) error {
 	log, err := os.OpenFile(l.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -148,6 +149,8 @@ func (l *Layer) Start(ctx context.Context) error {
 		close(exited)
 	}()
 	l.cmd, l.exited = cmd, exited
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
 	return l.Ready(ctx)
 }
 
@@ -226,11 +229,17 @@ func (l *Layer) Status(ctx context.Context) (registry.Status, error) {
 	return s, json.NewDecoder(resp.Body).Decode(&s)
 }
 
-// Has reports whether the layer holds these tags ("repository:tag") whole and its last sync iteration succeeded.
+// Has reports whether the layer holds so many tags, all of them whole, and its last sync iteration succeeded. It fails
+// when the process has ended.
 func (l *Layer) Has(ctx context.Context, tags int) (bool, registry.Status, error) {
 	s, err := l.Status(ctx)
 	if err != nil {
-		return false, s, nil //nolint:nilerr // not yet: the socket comes after the listener
+		select {
+		case <-l.exited:
+			return false, s, fmt.Errorf("%s: the process ended\n%s", l.Name, l.logTail())
+		default:
+			return false, s, nil // not yet: the socket comes after the listener
+		}
 	}
 	for _, r := range s.Repositories {
 		if len(r.Behind) > 0 {

@@ -1,0 +1,83 @@
+package nested
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/distribution/distribution/v3/configuration"
+	"github.com/distribution/distribution/v3/registry/handlers"
+	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the driver that the configuration names
+	"github.com/sirupsen/logrus"
+
+	"github.com/connected-registry/connected-registry/test/cloud"
+)
+
+// kinds are the registries above the top layer. Nobody of this project wrote one of them. Each starts one for a test
+// and returns where it listens.
+var kinds = map[string]func(t *testing.T) string{"olareg": startOlareg, "distribution": startDistribution}
+
+// eachKind runs a test under each of them.
+func eachKind(t *testing.T, test func(t *testing.T, start func(t *testing.T) string)) {
+	for name, start := range kinds {
+		t.Run(name, func(t *testing.T) { test(t, start) })
+	}
+}
+
+func startOlareg(t *testing.T) string {
+	t.Helper()
+	c, err := cloud.Start("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c.Addr
+}
+
+func startDistribution(t *testing.T) string {
+	t.Helper()
+	logrus.SetOutput(io.Discard) // it logs each request through the global logger
+	config := &configuration.Configuration{Storage: configuration.Storage{
+		"filesystem":  configuration.Parameters{"rootdirectory": t.TempDir()},
+		"delete":      configuration.Parameters{"enabled": true},
+		"maintenance": configuration.Parameters{"uploadpurging": map[any]any{"enabled": false}},
+	}}
+	config.Catalog.MaxEntries = 1000
+	config.HTTP.Secret = "of no use outside this test"
+	ctx, cancel := context.WithCancel(context.Background())
+	app := handlers.NewApp(ctx, config)
+	return serve(t, app, func() {
+		cancel()
+		if err := app.Shutdown(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// serve answers with the handler on a free port until the test ends.
+func serve(t *testing.T, h http.Handler, closed func()) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		_ = server.Serve(ln) // ends with Close
+		close(done)
+	}()
+	t.Cleanup(func() {
+		_ = server.Close()
+		<-done
+		closed()
+	})
+	return ln.Addr().String()
+}
