@@ -25,7 +25,7 @@ const (
 	// maxWait bounds a long poll, as the layer above does.
 	maxWait = 55 * time.Second
 	// maxUnzipped bounds what a compressed answer may become, in bytes.
-	maxUnzipped = 64 << 20
+	maxUnzipped = 16 << 20
 )
 
 // Probe finds out what kind of registry the parent is, and whether it takes the credential.
