@@ -104,7 +104,7 @@ func TestParseEndpoint(t *testing.T) {
 	}
 	bad := map[string]string{
 		"": "host name", "http://edge": "without http://", "edge/path": "without path", "user@edge": "without path", "edge:": "port", "edge:0": "port", "edge:65536": "port", "edge:http": "port", "edge:+80": "port",
-		"::1": "brackets", "[::1": "", "[edge]:80": "brackets", "[::1]x:80": "port", "edge edge": "host name", "-edge": "host name", "a..b": "host name", "édge": "host name", strings.Repeat("a", 64): "host name", strings.Repeat("a.", 150): "host name",
+		"::1": "brackets", "[::1": "", "[edge]:80": "brackets", "[10.0.0.1]:80": "brackets", "[::1]x:80": "port", "edge edge": "host name", "-edge": "host name", "a..b": "host name", "édge": "host name", strings.Repeat("a", 64): "host name", strings.Repeat("a.", 150): "host name",
 		"$": "$NAME", "$HOST/x": "$NAME", "$HOST$PORT_TOO": "$NAME", "$1": "$NAME", "$LOOP": "another variable", "$EMPTY": "not set", "$GONE:80": "GONE is not set", "$PORT_TOO:80": "port",
 		"$IOTEDGE_PARENTHOSTNAME": "never on the top layer", "$upstream": "want $IOTEDGE_PARENTHOSTNAME", "<host>": "placeholder", "edge,edge2": "host name", "$parent:8000": "parent is not set",
 	}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/twin"
@@ -126,12 +127,35 @@ func TestFileBehindConfigMapLinks(t *testing.T) {
 func TestFileSaysNothingNew(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config.json")
 	write(t, path, "one")
-	w := watch(t, path, false)
-	w.next("one")
-	replace(t, path, "one") // the same content
-	do(t, os.Chtimes(path, time.Time{}, time.Now()))
-	replace(t, path, "two")
-	w.next("two") // and not "one" again
+	synctest.Test(t, func(t *testing.T) {
+		ch := twin.NewFile(path, twin.FileOptions{PollOnly: true}).Watch(t.Context())
+		quiet := func(when string) {
+			t.Helper()
+			time.Sleep(time.Hour) // the bubble's time
+			synctest.Wait()
+			select {
+			case d := <-ch:
+				t.Errorf("%s: %q, %v", when, d.Raw, d.Err)
+			default:
+			}
+		}
+		if d := <-ch; string(d.Raw) != "one" {
+			t.Fatalf("got %q, %v", d.Raw, d.Err)
+		}
+		quiet("nothing happened")
+		replace(t, path, "one")
+		do(t, os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)))
+		quiet("the same content")
+		do(t, os.Remove(path))
+		if d := <-ch; d.Err == nil {
+			t.Fatalf("got %q", d.Raw)
+		}
+		quiet("still gone")
+		replace(t, path, "one")
+		if d := <-ch; string(d.Raw) != "one" {
+			t.Fatalf("got %q, %v", d.Raw, d.Err)
+		}
+	})
 }
 
 func TestSlowReceiverGetsTheNewest(t *testing.T) {

@@ -106,7 +106,7 @@ func Parse(doc []byte, o ParseOptions) (registry.Config, []registry.FieldError) 
 	top, _ := record(p, "", root, known...)
 	before := p.count
 	top.text("schemaVersion", checkSchemaVersion)
-	if v, ok := top.find("schemaVersion"); p.count > before || ok && v.kind != isText {
+	if p.count > before {
 		return base, p.errors()
 	}
 	c := Defaults()

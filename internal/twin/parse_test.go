@@ -127,7 +127,7 @@ func TestFieldErrors(t *testing.T) {
 		{"unknown, nothing near", `{"zzz": {}, "mode": "ReadOnly"}`, "zzz", "known are schemaVersion, mode"},
 		{"case of a name", `{"Mode": "ReadOnly"}`, "Mode", "did you mean mode?"},
 		{"unknown property", sync(`"shedule": "* * * * *"`), "parent.syncProperties.shedule", "did you mean schedule?"},
-		{"repeated section", `{"mode": "ReadOnly", "mode": "ReadWrite"}`, "mode", "twice"},
+		{"repeated section", `{"mode": "ReadWrite", "mode": "ReadOnly"}`, "mode", "twice"},
 		{"repeated entry", `{"repositories": {"a": "x", "a": "y"}}`, "repositories.a", "twice"},
 		{"schedule", sync(`"schedule": "0 0 31 2 *"`), "parent.syncProperties.schedule", "never occurs"},
 		{"zone", sync(`"schedule": "TZ=0"`), "parent.syncProperties.schedule", "UTC"},
@@ -277,7 +277,7 @@ func TestSpellings(t *testing.T) {
 	c := parseGood(t, "\ufeff"+`{"schemaVersion": "1.7", "mode": "mirror", "logging": {"logLevel": "WARNING", "auditLogStatus": "enabled"},
 		"parent": {"protocol": "HTTP", "gatewayEndpoint": "", "syncProperties": {"schedule": " *  * * * * ", "syncWindow": "PT4H"}},
 		"repositories": {"empty": ""}, "scopeMaps": {"m": "repositories/Acme/X/content/read repositories/acme/x/content/read gateway/Line5/config/read"},
-		"clientTokens": {"Line-A": {"scopeMap": "m", "status": "Disabled", "password2": "sha256:`+strings.ToUpper(hexSum)+`"}}}`)
+		"clientTokens": {"Line-A": {"scopeMap": "m", "status": "Disabled", "password2": "sha256:`+strings.ToUpper(hexSum)+`", "expiry2": "2027-01-01T02:00:00+02:00"}}}`)
 	if c.Mode != registry.ReadOnly || c.Logging.LogLevel != "Warning" || c.Logging.AuditLogStatus != "Enabled" || c.Parent.Protocol != "http" || c.Parent.GatewayEndpoint != "" {
 		t.Errorf("Parse = %+v", c)
 	}
@@ -287,7 +287,7 @@ func TestSpellings(t *testing.T) {
 	if want := (registry.ScopeMap{"repositories/acme/x/content/read", "gateway/line5/config/read"}); !reflect.DeepEqual(c.ScopeMaps["m"], want) {
 		t.Errorf("scope map %q", c.ScopeMaps["m"])
 	}
-	if token, ok := c.ClientTokens["line-a"]; !ok || token.Enabled || len(token.Passwords) != 1 {
+	if token, ok := c.ClientTokens["line-a"]; !ok || token.Enabled || len(token.Passwords) != 1 || token.Passwords[0].Expiry != time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC) {
 		t.Errorf("tokens %+v", c.ClientTokens)
 	}
 	if _, errs := twin.Parse([]byte(`{"scopeMaps": {"m": ""}, "clientTokens": {"A": {"scopeMap": "m"}, "a": {"scopeMap": "m"}}}`), twin.ParseOptions{}); len(errs) != 1 || errs[0].Path != "clientTokens.a" {
