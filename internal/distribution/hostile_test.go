@@ -34,7 +34,7 @@ func (h *hostile) pick(list ...string) string { return list[h.IntN(len(list))] }
 // spoil changes a few bytes of a string, or nothing.
 func (h *hostile) spoil(s string) string {
 	b := []byte(s)
-	for h.IntN(4) == 0 && len(b) > 0 {
+	for h.IntN(6) == 0 && len(b) > 0 {
 		i := h.IntN(len(b))
 		switch h.IntN(5) {
 		case 0:
@@ -52,28 +52,37 @@ func (h *hostile) spoil(s string) string {
 	return string(b)
 }
 
-func (h *hostile) path() string {
+// target is a path, and a method that mostly fits it.
+func (h *hostile) target() (method, path string) {
 	repo := h.pick(h.repos...)
-	switch h.IntN(9) {
+	switch h.IntN(10) {
 	case 0:
-		return h.pick("/", "/v2", "/v2/", "/v2//", "/v2/_catalog", "/v1/", "/v2/_catalog/", "/v2/..")
+		method, path = "GET", h.pick("/", "/v2", "/v2/", "/v2//", "/v2/_catalog", "/v1/", "/v2/_catalog/", "/v2/..")
 	case 1, 2:
-		return "/v2/" + repo + "/blobs/" + h.pick(h.digests...)
+		method, path = h.pick("GET", "GET", "GET", "HEAD", "HEAD", "DELETE"), "/v2/"+repo+"/blobs/"+h.pick(h.digests...)
 	case 3, 4:
-		return "/v2/" + repo + "/manifests/" + h.pick(h.refs...)
+		method, path = h.pick("GET", "HEAD", "PUT", "PUT", "PUT", "DELETE"), "/v2/"+repo+"/manifests/"+h.pick(h.refs...)
 	case 5:
-		return "/v2/" + repo + "/blobs/uploads/"
-	case 6:
-		return "/v2/" + repo + "/blobs/uploads/" + h.pick(h.ids...)
-	case 7:
-		return "/v2/" + repo + "/tags/list"
+		method, path = "POST", "/v2/"+repo+"/blobs/uploads/"
+	case 6, 7:
+		method, path = h.pick("GET", "PATCH", "PATCH", "PUT", "PUT", "DELETE"), "/v2/"+repo+"/blobs/uploads/"+h.pick(h.ids...)
+	case 8:
+		method, path = "GET", "/v2/"+repo+"/tags/list"
+	default:
+		method, path = "GET", "/v2/"+repo+"/referrers/"+h.pick(h.digests...)
 	}
-	return "/v2/" + repo + "/referrers/" + h.pick(h.digests...)
+	if h.IntN(8) == 0 {
+		method = h.pick("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "X")
+	}
+	return method, path
 }
 
 func (h *hostile) query() string {
-	if h.IntN(3) == 0 {
+	switch h.IntN(3) {
+	case 0:
 		return ""
+	case 1:
+		return "?" + h.pick("digest", "mount", "artifactType", "n", "last") + "=" + h.pick(h.digests...) + "&from=" + h.pick(h.repos...)
 	}
 	var parts []string
 	for range 1 + h.IntN(3) {
@@ -85,9 +94,9 @@ func (h *hostile) query() string {
 
 // request returns raw bytes of one HTTP/1.1 request whose framing is right, so that every one has an answer.
 func (h *hostile) request(manifests [][]byte) (method string, raw []byte) {
-	method = h.pick("GET", "GET", "HEAD", "POST", "PUT", "PUT", "PATCH", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "X")
+	method, path := h.target()
 	// What net/http itself refuses is its own business: the path is escaped, the query keeps its bad escapes.
-	target := escape(h.spoil(h.path()), "%") + escape(h.query(), "")
+	target := escape(h.spoil(path), "%") + escape(h.query(), "")
 	if !strings.HasPrefix(target, "/") {
 		target = "/" + target
 	}
@@ -159,10 +168,10 @@ func TestHostileRequests(t *testing.T) {
 			errs := make(chan error, workers)
 			for w := range workers {
 				h := &hostile{
-					Rand: rand.New(rand.NewPCG(seed, uint64(w))), repos: []string{"acme/app", "a", "blobs/uploads", "a/manifests/b", "../x"},
+					Rand: rand.New(rand.NewPCG(seed, uint64(w))), repos: []string{"acme/app", "acme/app", "acme/app", "acme/app", "a", "blobs/uploads", "a/manifests/b", "../x"},
 					digests: []string{absent, image.Digest.String(), image.Blobs[1].Digest.String(), "sha512:" + strings.Repeat("a", 128), "sha256:"},
 					refs:    []string{"v1", "multi", image.Digest.String(), absent, ".x", strings.Repeat("t", 129)},
-					ids:     []string{"x", "..", strings.Repeat("i", 200)},
+					ids:     []string{"x", "..", strings.Repeat("i", 200), "x", "x", "x"},
 				}
 				go func() {
 					errs <- h.attack(t.Context(), ts.Listener.Addr().String(), total/workers, [][]byte{image.Bytes, index.Bytes, []byte(strings.Repeat(`{"manifests":[`, 500))})
@@ -216,8 +225,8 @@ func (h *hostile) attack(ctx context.Context, addr string, n int, manifests [][]
 		if err != nil || resp.StatusCode >= 500 {
 			return fmt.Errorf("request %d: status %d, %w: %.300q", i, resp.StatusCode, err, raw)
 		}
-		if id := resp.Header.Get("Docker-Upload-Uuid"); id != "" && len(h.ids) < 50 {
-			h.ids = append(h.ids, id)
+		if id := resp.Header.Get("Docker-Upload-Uuid"); id != "" {
+			h.ids[h.IntN(len(h.ids))] = id
 		}
 		if resp.Close {
 			_ = conn.Close()
