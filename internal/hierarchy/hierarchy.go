@@ -17,12 +17,12 @@ const (
 	MaxName = 40 // bytes
 )
 
-// CheckModes checks that a child of that mode may stand below that parent: a ReadWrite parent takes any child, a
-// ReadOnly parent only ReadOnly children. The text is that of `az acr connected-registry create`.
+// CheckModes checks that a child of that mode may stand below that parent: a ReadWrite parent takes any child, any
+// other only ReadOnly children. The text is that of `az acr connected-registry create`.
 //
 // Errors: CONFLICT.
 func CheckModes(parentName string, parent registry.Mode, childName string, child registry.Mode) error {
-	if parent == registry.ReadWrite || child == parent {
+	if parent == registry.ReadWrite || child == registry.ReadOnly {
 		return nil
 	}
 	return registry.ErrConflict.WithMessage("Can't create the registry '%s' with mode '%s' when the connected registry parent '%s' mode is '%s'. "+

@@ -19,6 +19,7 @@ func TestCheckModes(t *testing.T) {
 		{registry.ReadOnly, registry.ReadOnly, true},
 		{registry.ReadOnly, registry.ReadWrite, false},
 		{"", registry.ReadWrite, false},
+		{"", registry.ReadOnly, true},
 	} {
 		err := hierarchy.CheckModes("line5", tt.parent, "line4", tt.child)
 		if (err == nil) != tt.ok {
