@@ -57,7 +57,7 @@ func (p *Parent) GetBlob(ctx context.Context, repo string, d registry.Digest) (r
 // blobReader reads a blob from any offset. It is used by one goroutine.
 type blobReader struct {
 	p      *Parent
-	ctx    context.Context //nolint:containedctx // it bounds the reader's life, as registry.BlobReader says
+	ctx    context.Context // it bounds the reader's life, as registry.BlobReader says
 	repo   string
 	digest registry.Digest
 	off    int64         // of the next byte
