@@ -65,7 +65,8 @@ func ParseName(name string) (string, error) {
 	}
 	for i, r := range name {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
-		if !letter && (i == 0 || !(r >= '0' && r <= '9' || r == '_' || r == '-')) {
+		other := r >= '0' && r <= '9' || r == '_' || r == '-'
+		if !letter && (i == 0 || !other) {
 			return "", fmt.Errorf("connected registry name %q: want a letter and then letters, digits, _ or -", name)
 		}
 	}

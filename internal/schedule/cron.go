@@ -28,7 +28,7 @@ type Schedule struct {
 	spec *cron.SpecSchedule
 }
 
-// Parse reads five blank-separated cron fields: minute, hour, day of month, month, day of week (0 and 7 are Sunday).
+// Parse reads five blank-separated cron fields: minute, hour, day, month and weekday (0 and 7 are Sunday).
 // A field is *, a number, a range a-b, a list with commas, or any of them with a step: */n, a/n, a-b/n. Months and
 // weekdays may be named by three letters. When both days are restricted, either is enough, as in crontab(5).
 // All times are UTC; a time zone in front of the fields is refused, and so is an expression that never occurs

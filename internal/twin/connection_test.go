@@ -104,7 +104,7 @@ func TestParseEndpoint(t *testing.T) {
 	}
 	bad := map[string]string{
 		"": "host name", "http://edge": "without http://", "edge/path": "without path", "user@edge": "without path", "edge:": "port", "edge:0": "port", "edge:65536": "port", "edge:http": "port", "edge:+80": "port",
-		"::1": "brackets", "[::1": "", "[edge]:80": "brackets", "[10.0.0.1]:80": "brackets", "[::1]x:80": "port", "edge edge": "host name", "-edge": "host name", "a..b": "host name", "édge": "host name", strings.Repeat("a", 64): "host name", strings.Repeat("a.", 150): "host name",
+		"::1": "brackets", "[::1": "", "[edge]:80": "brackets", "[10.0.0.1]:80": "brackets", "[::1]x:80": "port", "edge cut": "host name", "-edge": "host name", "a..b": "host name", "édge": "host name", strings.Repeat("a", 64): "host name", strings.Repeat("a.", 150): "host name",
 		"$": "$NAME", "$HOST/x": "$NAME", "$HOST$PORT_TOO": "$NAME", "$1": "$NAME", "$LOOP": "another variable", "$EMPTY": "not set", "$GONE:80": "GONE is not set", "$PORT_TOO:80": "port",
 		"$IOTEDGE_PARENTHOSTNAME": "never on the top layer", "$upstream": "want $IOTEDGE_PARENTHOSTNAME", "<host>": "placeholder", "edge,edge2": "host name", "$parent:8000": "parent is not set",
 	}
@@ -170,8 +170,12 @@ func TestFromEnvironment(t *testing.T) {
 		}), nil},
 		{"sync token without a password", []string{"SYNC_TOKEN_USER", "tok", "SYNC_TOKEN_PASSWORD", "<use --generate-password to generate a new password>"}, plain, []string{"SYNC_TOKEN_PASSWORD: is a placeholder"}},
 		{"connection string beside a sync token", []string{"SYNC_TOKEN_USER", "tok", "SYNC_TOKEN_PASSWORD", "pw", "ACR_REGISTRY_CONNECTION_STRING", goodConnection}, full, nil},
-		{"volumes", []string{"ACR_REGISTRY_DATA_VOLUME", "/data/", "ACR_REGISTRY_CERTIFICATE_VOLUME", "certs"}, change(plain, func(e *twin.Environment) { e.DataVolume = "/data" }),
-			[]string{`ACR_REGISTRY_CERTIFICATE_VOLUME: "certs": want an absolute path`}},
+		{
+			"volumes",
+			[]string{"ACR_REGISTRY_DATA_VOLUME", "/data/", "ACR_REGISTRY_CERTIFICATE_VOLUME", "certs"},
+			change(plain, func(e *twin.Environment) { e.DataVolume = "/data" }),
+			[]string{`ACR_REGISTRY_CERTIFICATE_VOLUME: "certs": want an absolute path`},
+		},
 		{"login server", []string{"ACR_REGISTRY_LOGIN_SERVER", "192.168.0.100:8080"}, change(plain, func(e *twin.Environment) { e.LoginServer = "192.168.0.100:8080" }), nil},
 		{"login server as it is printed", []string{"ACR_REGISTRY_LOGIN_SERVER", "<Optional: connected registry login server. More info at https://aka.ms/acr/connected-registry>"}, plain, []string{"ACR_REGISTRY_LOGIN_SERVER: "}},
 	}

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-const errCloudProtocol = "Parent endpoint protocol must be 'https' when parent is a cloud registry."
+const errCloudProtocol = "parent endpoint protocol must be 'https' when parent is a cloud registry"
 
 var (
 	variablePattern = regexp.MustCompile(`^\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})(:.*)?$`)
@@ -68,7 +68,8 @@ func parseAddress(s string) (string, error) {
 	if a, err := netip.ParseAddr(s); err == nil && a.Is6() {
 		return "", fmt.Errorf("%q: want an IPv6 address in brackets", clip(s))
 	}
-	if strings.Contains(strings.TrimSuffix(s, "]"), ":") && !(strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]")) {
+	bare := strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") // an IPv6 address without a port
+	if strings.Contains(s, ":") && !bare {
 		h, port, err := net.SplitHostPort(s)
 		n, convErr := strconv.ParseUint(port, 10, 16)
 		if err != nil || convErr != nil || n == 0 {

@@ -383,9 +383,8 @@ func TestReadmeNamesEverything(t *testing.T) {
 	for name := range templateVariables {
 		paths = append(paths, name)
 	}
-	for _, name := range []string{twin.EnvConnectionString, twin.EnvConnectionStringFile, twin.EnvSyncTokenUser, twin.EnvSyncTokenPassword, twin.EnvParentEndpoint, twin.EnvDataVolume, twin.EnvCertificateVolume, twin.EnvLoginServer} {
-		paths = append(paths, name)
-	}
+	paths = append(paths, twin.EnvConnectionString, twin.EnvConnectionStringFile, twin.EnvSyncTokenUser, twin.EnvSyncTokenPassword,
+		twin.EnvParentEndpoint, twin.EnvDataVolume, twin.EnvCertificateVolume, twin.EnvLoginServer)
 	if len(paths) < 30 {
 		t.Fatalf("paths %q", paths)
 	}

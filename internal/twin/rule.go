@@ -112,13 +112,13 @@ func checkNotification(s string) error {
 	default:
 		return fail("want it to end in :push, :delete or :*")
 	}
-	artifact, digest, hasDigest := strings.Cut(s[:i], "@")
+	target, digest, hasDigest := strings.Cut(s[:i], "@")
 	if hasDigest && digest != "*" {
 		if _, err := registry.ParseDigest(digest); err != nil {
 			return fail("want a digest or * after the @")
 		}
 	}
-	name, tag, hasTag := strings.Cut(artifact, ":")
+	name, tag, hasTag := strings.Cut(target, ":")
 	if hasTag && tag != "*" && registry.ValidateTag(tag) != nil {
 		return fail("want a tag or * after the name")
 	}
