@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -253,23 +255,32 @@ func isAt(f *os.File, path string) bool {
 	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
-// setAside renames a damaged index, and keeps a few of them.
+// setAside renames a damaged index to the next free number, and keeps a few of them.
 func (s *Store) setAside() error {
-	for n := 1; ; n++ {
-		name := fmt.Sprintf("%s.corrupt-%d", indexName, n)
-		if _, err := s.fs.Lstat(s.path(name)); err == nil {
-			continue
-		} else if !isAbsent(err) {
-			return err
-		}
-		if err := s.fs.Rename(s.path(indexName), s.path(name)); err != nil {
-			return err
-		}
-		if old := n - keptDamaged; old > 0 {
-			_ = s.fs.Remove(s.path(fmt.Sprintf("%s.corrupt-%d", indexName, old)))
-		}
-		return s.fs.SyncDir(s.dir)
+	const prefix = indexName + ".corrupt-"
+	list, err := s.fs.ReadDir(s.dir, 0)
+	if err != nil {
+		return err
 	}
+	var numbers []int
+	for _, e := range list {
+		if n, err := strconv.Atoi(strings.TrimPrefix(e.Name(), prefix)); err == nil && strings.HasPrefix(e.Name(), prefix) {
+			numbers = append(numbers, n)
+		}
+	}
+	slices.Sort(numbers)
+	next := 1
+	if len(numbers) > 0 {
+		next = numbers[len(numbers)-1] + 1
+	}
+	if err := s.fs.Rename(s.path(indexName), s.path(prefix+strconv.Itoa(next))); err != nil {
+		return err
+	}
+	for len(numbers) >= keptDamaged {
+		_ = s.fs.Remove(s.path(prefix + strconv.Itoa(numbers[0])))
+		numbers = numbers[1:]
+	}
+	return s.fs.SyncDir(s.dir)
 }
 
 // openBolt hands the locked file to bbolt and brings its schema up to date. It owns f. Errors: errDamaged.

@@ -1,0 +1,379 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/connected-registry/connected-registry/internal/clock"
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+)
+
+// oracle is what was acknowledged.
+type oracle struct {
+	blobs     map[string]registrytest.Blob // repository and digest
+	tags      map[string]registrytest.Image
+	documents map[string]string
+	partial   int64 // bytes of unfinished content that Write returned for
+}
+
+const (
+	testRepo  = "acme/app"
+	otherRepo = "acme/copy"
+)
+
+// act is one step of a scenario: what it does, and what must be true when it succeeded.
+type act struct {
+	name string
+	do   func(ctx context.Context, s *Store, o *oracle) error
+}
+
+func pushBlob(repo string, b registrytest.Blob) act {
+	return act{"push blob", func(ctx context.Context, s *Store, o *oracle) error {
+		u, err := s.StartUpload(ctx, repo)
+		if err != nil {
+			return err
+		}
+		defer u.Cancel(ctx)
+		half := len(b.Bytes) / 2
+		for _, part := range [][]byte{b.Bytes[:half], b.Bytes[half:]} {
+			if _, err := u.Write(part); err != nil {
+				return err
+			}
+		}
+		if _, err := u.Commit(ctx, b.Digest); err != nil {
+			_ = u.Close()
+			return err
+		}
+		o.blobs[repo+"@"+b.Digest.String()] = b
+		return nil
+	}}
+}
+
+func putManifest(repo, tag string, image registrytest.Image) act {
+	return act{"put manifest", func(ctx context.Context, s *Store, o *oracle) error {
+		_, err := s.PutManifest(ctx, repo, registry.TagReference(tag), image.Manifest)
+		if err == nil {
+			o.tags[repo+":"+tag] = image
+		}
+		return err
+	}}
+}
+
+// fetchBlob brings a blob as synchronisation does, in two runs.
+func fetchBlob(b registrytest.Blob) act {
+	return act{"fetch blob", func(ctx context.Context, s *Store, o *oracle) error {
+		for {
+			if size, ok := s.StatContent(ctx, b.Digest); ok {
+				o.partial = 0
+				if size != b.Size {
+					return fmt.Errorf("StatContent: %d bytes, want %d", size, b.Size)
+				}
+				return nil
+			}
+			p, err := s.Partial(ctx, b.Digest, b.Size)
+			if err != nil {
+				return err
+			}
+			at := p.Size()
+			if at < o.partial {
+				_ = p.Close()
+				return fmt.Errorf("partial of %d bytes, %d were written", at, o.partial)
+			}
+			if at == b.Size {
+				if err := p.Commit(ctx); err != nil {
+					return err
+				}
+				continue
+			}
+			_, err = p.Write(b.Bytes[at:min(at+int64(len(b.Bytes)/2+1), b.Size)])
+			o.partial = p.Size()
+			if err := errors.Join(err, p.Close()); err != nil {
+				return err
+			}
+		}
+	}}
+}
+
+func commitImage(repo, tag string, image registrytest.Image) act {
+	return act{"commit image", func(ctx context.Context, s *Store, o *oracle) error {
+		list := []registry.Manifest{}
+		for _, c := range image.Children {
+			list = append(list, c.Manifest)
+		}
+		_, err := s.CommitImage(ctx, registry.Image{Repository: repo, Manifests: append(list, image.Manifest), Tags: []string{tag}})
+		if err == nil {
+			o.tags[repo+":"+tag] = image
+		}
+		return err
+	}}
+}
+
+// scenario pushes an image, mounts it elsewhere, brings an index by synchronisation, moves and deletes.
+func scenario() []act {
+	one := registrytest.NewImage(1, 3000, 5000)
+	two, three := registrytest.NewImage(2, 4000), registrytest.NewImage(3, 6000)
+	index := registrytest.NewIndex(two, three)
+	var list []act
+	for _, b := range one.Blobs {
+		list = append(list, pushBlob(testRepo, b))
+	}
+	list = append(list, putManifest(testRepo, "v1", one))
+	for _, b := range one.Blobs {
+		list = append(list, act{"mount", func(ctx context.Context, s *Store, o *oracle) error {
+			_, err := s.MountBlob(ctx, otherRepo, testRepo, b.Digest)
+			if err == nil {
+				o.blobs[otherRepo+"@"+b.Digest.String()] = b
+			}
+			return err
+		}})
+	}
+	list = append(list, putManifest(otherRepo, "v1", one))
+	for _, b := range slices.Concat(two.Blobs, three.Blobs) {
+		list = append(list, fetchBlob(b))
+	}
+	return append(list, commitImage(testRepo, "synced", index), commitImage(testRepo, "next", index),
+		act{"delete manifest", func(ctx context.Context, s *Store, o *oracle) error {
+			delete(o.tags, otherRepo+":v1") // from the attempt on, either is right
+			return s.DeleteManifest(ctx, otherRepo, one.Digest)
+		}},
+		act{"untag", func(ctx context.Context, s *Store, o *oracle) error {
+			delete(o.tags, testRepo+":next")
+			_, err := s.Untag(ctx, testRepo, []string{"next"})
+			return err
+		}},
+		act{"document", func(ctx context.Context, s *Store, o *oracle) error {
+			delete(o.documents, "config")
+			err := s.PutDocument(ctx, "config", []byte("{}"))
+			if err == nil {
+				o.documents["config"] = "{}"
+			}
+			return err
+		}},
+		act{"collect", func(ctx context.Context, s *Store, _ *oracle) error {
+			_, err := s.GC(ctx, GCOptions{})
+			return err
+		}},
+	)
+}
+
+func newOracle() *oracle {
+	return &oracle{blobs: map[string]registrytest.Blob{}, tags: map[string]registrytest.Image{}, documents: map[string]string{}}
+}
+
+// holds checks that all that was acknowledged is here and right, and that no tag points at anything incomplete.
+func (o *oracle) holds(t *testing.T, s *Store) {
+	t.Helper()
+	ctx := t.Context()
+	read := func(repo string, b registrytest.Blob) {
+		t.Helper()
+		r, err := s.GetBlob(ctx, repo, b.Digest)
+		if err != nil {
+			t.Errorf("acknowledged blob %s of %s: %v", b.Digest, repo, err)
+			return
+		}
+		body, err := io.ReadAll(r)
+		if err := errors.Join(err, r.Close()); err != nil || digest.FromBytes(body) != b.Digest {
+			t.Errorf("acknowledged blob %s of %s: %d bytes, %v", b.Digest, repo, len(body), err)
+		}
+	}
+	for key, b := range o.blobs {
+		repo, _, _ := strings.Cut(key, "@")
+		read(repo, b)
+	}
+	for key, image := range o.tags {
+		repo, tag, _ := strings.Cut(key, ":")
+		m, err := s.GetManifest(ctx, repo, registry.TagReference(tag))
+		if err != nil || m.Digest != image.Digest || digest.FromBytes(m.Bytes) != m.Digest {
+			t.Errorf("acknowledged tag %s: %s, %v, want %s", key, m.Digest, err, image.Digest)
+		}
+	}
+	for name, body := range o.documents {
+		if got, err := s.Document(ctx, name); err != nil || string(got) != body {
+			t.Errorf("acknowledged document %s: %q, %v", name, got, err)
+		}
+	}
+	repos, err := s.Repositories(ctx, "", registry.MaxPage)
+	if err != nil {
+		t.Errorf("Repositories: %v", err)
+	}
+	for _, repo := range repos {
+		tags, err := s.TagStates(ctx, repo)
+		if err != nil {
+			t.Errorf("TagStates: %v", err)
+		}
+		for _, tag := range tags {
+			if list, err := s.Missing(ctx, repo, tag.Digest, nil); err != nil || len(list) > 0 {
+				t.Errorf("tag %s:%s is served and incomplete: %v, %v", repo, tag.Tag, list, err)
+			}
+		}
+	}
+}
+
+// noLeaks checks that after a collection with a late clock nothing is on the disk but rows' files.
+func noLeaks(t *testing.T, dir string) {
+	t.Helper()
+	late := clock.Func(func() time.Time { return time.Now().Add(100 * 24 * time.Hour) })
+	s := openStore(t, dir, Options{Clock: late})
+	if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
+		t.Fatalf("GC: %v", err)
+	}
+	var files int64
+	err := s.eachShard(func(shard string) (bool, error) {
+		list, err := os.ReadDir(shard)
+		files += int64(len(list))
+		return true, err
+	})
+	if want := s.counts.Load().blobs; err != nil || files != want {
+		t.Errorf("%d files for %d rows, %v", files, want, err)
+	}
+	for _, d := range []string{dirUploads, dirPartial} {
+		if list, err := os.ReadDir(filepath.Join(dir, d)); err != nil || len(list) > 0 {
+			t.Errorf("left in %s: %v, %v", d, list, err)
+		}
+	}
+	closeChecked(t, s)
+}
+
+// operations counts the failing points of the scenario.
+func operations(t *testing.T) int {
+	dir := t.TempDir()
+	x := &testFS{dir: dir}
+	s := openStore(t, dir, Options{FS: x, hook: x.hook})
+	x.arm(0, false, nil)
+	o := newOracle()
+	for _, a := range scenario() {
+		if err := a.do(t.Context(), s, o); err != nil {
+			t.Fatalf("%s: %v", a.name, err)
+		}
+	}
+	o.holds(t, s)
+	return x.n
+}
+
+// TestKill stops the process at every operation, starts it again and compares with what was acknowledged; then the
+// scenario runs again, to its end.
+func TestKill(t *testing.T) {
+	n := operations(t)
+	if n < 100 {
+		t.Fatalf("only %d operations", n)
+	}
+	for i := 1; i <= n; i++ {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			x := &testFS{dir: dir}
+			s, err := Open(t.Context(), dir, Options{FS: x, hook: x.hook})
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.arm(i, true, nil)
+			o := newOracle()
+			failed := ""
+			for _, a := range scenario() {
+				if err := a.do(t.Context(), s, o); err != nil {
+					failed = a.name
+					break
+				}
+			}
+			if failed == "" && !x.reached() {
+				t.Errorf("nothing failed at operation %d", i)
+			}
+			_ = s.Close()
+			again := openStore(t, dir, Options{})
+			o.holds(t, again)
+			for _, a := range scenario() {
+				if err := a.do(t.Context(), again, o); err != nil && a.name != "delete manifest" {
+					t.Fatalf("after the restart (failed in %q): %s: %v", failed, a.name, err)
+				}
+			}
+			o.holds(t, again)
+			closeChecked(t, again)
+			noLeaks(t, dir)
+		})
+	}
+}
+
+// TestFault lets every operation fail once, with each error that a disk has. The step that meets it fails with the
+// right code or not at all, everything else goes on, and the step succeeds when it is tried again.
+func TestFault(t *testing.T) {
+	n := operations(t)
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EIO} {
+		for i := 1; i <= n; i++ {
+			t.Run(fmt.Sprintf("%d-%d", errno, i), func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				x := &testFS{dir: dir}
+				s := openStore(t, dir, Options{FS: x, hook: func(step string) error {
+					if step == "committed" {
+						return nil // an error after the commit is no error of a disk
+					}
+					return x.hook(step)
+				}})
+				x.arm(i, false, errno)
+				o := newOracle()
+				for _, a := range scenario() {
+					err := a.do(t.Context(), s, o)
+					if err != nil && !errors.Is(err, registry.ErrDisk) {
+						t.Errorf("%s: %v, want DiskError", a.name, err)
+					}
+					if err != nil {
+						o.holds(t, s)
+						o.partial = 0 // a failed fsync is final for its file
+						if err := a.do(t.Context(), s, o); err != nil {
+							t.Errorf("%s again: %v", a.name, err)
+						}
+					}
+				}
+				o.holds(t, s)
+				closeChecked(t, s)
+				noLeaks(t, dir)
+			})
+		}
+	}
+}
+
+// TestOrder reads the recorded operations: fsync of the file, rename, fsync of the directory, commit.
+func TestOrder(t *testing.T) {
+	dir := t.TempDir()
+	x := &testFS{dir: dir}
+	s := openStore(t, dir, Options{FS: x, hook: x.hook})
+	image := registrytest.NewImage(1, 1000)
+	for _, tt := range []struct {
+		act
+		final registry.Digest
+	}{
+		{pushBlob(testRepo, image.Blobs[0]), image.Blobs[0].Digest},
+		{fetchBlob(image.Blobs[1]), image.Blobs[1].Digest},
+		{commitImage(testRepo, "latest", image), image.Digest},
+	} {
+		x.arm(0, false, nil)
+		if err := tt.do(t.Context(), s, newOracle()); err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		final := dirBlobs + "/sha256/" + tt.final.Encoded()[:2]
+		want := []string{"fsync", "rename " + final + "/" + tt.final.Encoded(), "syncdir " + final, "commit", "committed"}
+		at := 0
+		for _, line := range x.lines() {
+			if at < len(want) && strings.HasPrefix(line, want[at]) {
+				at++
+			} else if strings.HasPrefix(line, "write") && at > 0 {
+				t.Errorf("%s: a write after the fsync: %q", tt.name, x.lines())
+			}
+		}
+		if at != len(want) {
+			t.Errorf("%s: %q is not in order in %q", tt.name, want[at], x.lines())
+		}
+	}
+}

@@ -1,0 +1,543 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+)
+
+// bring fetches what an image needs and commits it.
+func bring(t *testing.T, s *Store, repo string, image registrytest.Image, tags ...string) (kept []string) {
+	t.Helper()
+	var list []registry.Manifest
+	var walk func(registrytest.Image)
+	walk = func(i registrytest.Image) {
+		for _, c := range i.Children {
+			walk(c)
+		}
+		for _, b := range i.Blobs {
+			if err := fetchBlob(b).do(t.Context(), s, newOracle()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		list = append(list, i.Manifest)
+	}
+	walk(image)
+	kept, err := s.CommitImage(t.Context(), registry.Image{Repository: repo, Manifests: list, Tags: tags})
+	if err != nil {
+		t.Fatalf("CommitImage: %v", err)
+	}
+	return kept
+}
+
+func states(t *testing.T, s *Store, repo string) map[string]registry.LocalTag {
+	t.Helper()
+	list, err := s.TagStates(t.Context(), repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]registry.LocalTag{}
+	for _, tag := range list {
+		m[tag.Tag] = tag
+	}
+	return m
+}
+
+func has(t *testing.T, s *Store, repo string, d registry.Digest) bool {
+	t.Helper()
+	_, err := s.GetManifest(t.Context(), repo, registry.DigestReference(d))
+	if err != nil && !errors.Is(err, registry.ErrManifestUnknown) && !errors.Is(err, registry.ErrNameUnknown) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+func TestTagOrigin(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	mine, theirs := registrytest.NewImage(1, 100), registrytest.NewImage(2, 100)
+	if err := registrytest.Push(t.Context(), s, testRepo, "latest", mine); err != nil {
+		t.Fatal(err)
+	}
+	if kept := bring(t, s, testRepo, theirs, "latest", "v2"); !slices.Equal(kept, []string{"latest"}) {
+		t.Errorf("kept %v, want latest", kept)
+	}
+	got := states(t, s, testRepo)
+	if tag := got["latest"]; tag.Digest != mine.Digest || !tag.Pushed {
+		t.Errorf("a pushed tag was moved: %+v", tag)
+	}
+	if tag := got["v2"]; tag.Digest != theirs.Digest || tag.Pushed {
+		t.Errorf("a tag of the parent: %+v", tag)
+	}
+	if n, err := s.Untag(t.Context(), testRepo, []string{"latest", "absent"}); err != nil || n != 0 {
+		t.Errorf("Untag of a pushed tag: %d, %v", n, err)
+	}
+	if kept := bring(t, s, testRepo, mine, "latest"); len(kept) != 0 {
+		t.Errorf("kept %v though the parent has the same", kept)
+	}
+	if tag := states(t, s, testRepo)["latest"]; tag.Pushed {
+		t.Errorf("the same digest from the parent: %+v, want it to be the parent's", tag)
+	}
+	if n, err := s.Untag(t.Context(), testRepo, []string{"latest"}); err != nil || n != 1 {
+		t.Errorf("Untag: %d, %v", n, err)
+	}
+	if !has(t, s, testRepo, mine.Digest) {
+		t.Error("Untag removed a manifest that a client had pushed")
+	}
+}
+
+func TestUntag(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	a, b, c := registrytest.NewImage(1, 100), registrytest.NewImage(2, 100), registrytest.NewImage(3, 100)
+	index := registrytest.NewIndex(a, b)
+	signature := registrytest.NewReferrer(4, index.Descriptor, "application/vnd.example.signature")
+	ofSignature := registrytest.NewReferrer(5, signature.Descriptor, "application/vnd.example.timestamp")
+	bring(t, s, testRepo, index, "index", "same")
+	bring(t, s, testRepo, a, "a")
+	bring(t, s, testRepo, c) // by digest
+	bring(t, s, testRepo, signature)
+	bring(t, s, testRepo, ofSignature)
+	untag := func(tag string) {
+		t.Helper()
+		if n, err := s.Untag(t.Context(), testRepo, []string{tag}); err != nil || n != 1 {
+			t.Fatalf("Untag %s: %d, %v", tag, n, err)
+		}
+	}
+	check := func(want map[registry.Digest]bool) {
+		t.Helper()
+		for d, there := range want {
+			if got := has(t, s, testRepo, d); got != there {
+				t.Errorf("%s is here: %v, want %v", d, got, there)
+			}
+		}
+	}
+	untag("same")
+	check(map[registry.Digest]bool{index.Digest: true, a.Digest: true, b.Digest: true, c.Digest: true, signature.Digest: true, ofSignature.Digest: true})
+	untag("index")
+	check(map[registry.Digest]bool{index.Digest: false, a.Digest: true, b.Digest: false, c.Digest: true, signature.Digest: false, ofSignature.Digest: false})
+	untag("a")
+	check(map[registry.Digest]bool{a.Digest: false, c.Digest: true})
+	if list, err := s.Referrers(t.Context(), testRepo, index.Digest, ""); err != nil || len(list) != 0 {
+		t.Errorf("referrers of what is gone: %v, %v", list, err)
+	}
+}
+
+func TestMissing(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	a, b := registrytest.NewImage(1, 100), registrytest.NewImage(2, 200)
+	index := registrytest.NewIndex(a, b)
+	for _, blob := range a.Blobs {
+		if err := fetchBlob(blob).do(t.Context(), s, newOracle()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image := registry.Image{Repository: testRepo, Manifests: []registry.Manifest{a.Manifest, index.Manifest}, Tags: []string{"latest"}}
+	if _, err := s.CommitImage(t.Context(), image); err != nil {
+		t.Fatal(err)
+	}
+	missing := func(want func(registry.Descriptor) bool) []registry.Descriptor {
+		t.Helper()
+		list, err := s.Missing(t.Context(), testRepo, index.Digest, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if list := missing(nil); len(list) != 1 || list[0].Digest != b.Digest || list[0].Platform == nil {
+		t.Errorf("missing %v, want the second child with its platform", list)
+	}
+	if list := missing(func(d registry.Descriptor) bool { return d.Digest == a.Digest }); len(list) != 0 {
+		t.Errorf("missing %v, want none of the wanted", list)
+	}
+	if err := os.Remove(s.contentPath(a.Blobs[1].Digest)); err != nil {
+		t.Fatal(err)
+	}
+	if list := missing(func(d registry.Descriptor) bool { return d.Digest == a.Digest }); len(list) != 1 || list[0].Digest != a.Blobs[1].Digest {
+		t.Errorf("missing %v, want the lost layer", list)
+	}
+	if _, err := s.Missing(t.Context(), testRepo, b.Digest, nil); !errors.Is(err, registry.ErrManifestUnknown) {
+		t.Errorf("Missing of an unknown manifest: %v", err)
+	}
+}
+
+func TestCommitImageRefuses(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	image := registrytest.NewImage(1, 100)
+	lie := image.Manifest
+	lie.Digest = digest.FromString("other")
+	for name, tt := range map[string]struct {
+		image registry.Image
+		want  error
+	}{
+		"without blobs":  {registry.Image{Repository: testRepo, Manifests: []registry.Manifest{image.Manifest}, Tags: []string{"t"}}, registry.ErrManifestBlobUnknown},
+		"another digest": {registry.Image{Repository: testRepo, Manifests: []registry.Manifest{lie}, Tags: []string{"t"}}, registry.ErrDigestInvalid},
+		"no manifest":    {registry.Image{Repository: testRepo, Tags: []string{"t"}}, registry.ErrManifestInvalid},
+		"bad name":       {registry.Image{Repository: "../x", Manifests: []registry.Manifest{image.Manifest}}, registry.ErrNameInvalid},
+		"bad tag":        {registry.Image{Repository: testRepo, Manifests: []registry.Manifest{image.Manifest}, Tags: []string{"a/b"}}, registry.ErrTagInvalid},
+	} {
+		if _, err := s.CommitImage(t.Context(), tt.image); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", name, err, tt.want)
+		}
+	}
+	if list, err := s.Repositories(t.Context(), "", 10); err != nil || len(list) != 0 {
+		t.Errorf("what was refused left %v, %v", list, err)
+	}
+}
+
+func TestPartial(t *testing.T) {
+	b := registrytest.NewBlob(1, 100_000)
+	ctx := context.Background()
+	open := func(t *testing.T, s *Store, size int64) registry.Partial {
+		t.Helper()
+		p, err := s.Partial(ctx, b.Digest, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	write := func(t *testing.T, p registry.Partial, content []byte) {
+		t.Helper()
+		if n, err := p.Write(content); err != nil || n != len(content) {
+			t.Fatalf("Write: %d, %v", n, err)
+		}
+	}
+	t.Run("continues in another process", func(t *testing.T) {
+		dir := t.TempDir()
+		for at := 0; at < len(b.Bytes); at += 25_000 {
+			s := openStore(t, dir, Options{})
+			p := open(t, s, b.Size)
+			if p.Size() != int64(at) {
+				t.Fatalf("size %d, want %d", p.Size(), at)
+			}
+			write(t, p, b.Bytes[at:at+10_000])
+			write(t, p, b.Bytes[at+10_000:at+25_000])
+			if at == 75_000 {
+				if err := p.Commit(ctx); err != nil {
+					t.Fatal(err)
+				}
+				if size, ok := s.StatContent(ctx, b.Digest); !ok || size != b.Size {
+					t.Errorf("StatContent: %d, %v", size, ok)
+				}
+				if _, err := s.GetBlob(ctx, testRepo, b.Digest); err == nil {
+					t.Error("content of no repository is served")
+				}
+			} // otherwise the process is killed: no Close
+			closeChecked(t, s)
+		}
+	})
+	t.Run("one at a time", func(t *testing.T) {
+		s := openStore(t, t.TempDir(), Options{})
+		p := open(t, s, b.Size)
+		if _, err := s.Partial(ctx, b.Digest, b.Size); !errors.Is(err, registry.ErrConflict) {
+			t.Errorf("second: %v, want CONFLICT", err)
+		}
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := open(t, s, b.Size).Discard(); err != nil {
+			t.Fatal(err)
+		}
+		if p := open(t, s, 0); p.Size() != 0 {
+			t.Errorf("%d bytes after Discard", p.Size())
+		}
+	})
+	t.Run("wrong content", func(t *testing.T) {
+		s := openStore(t, t.TempDir(), Options{})
+		p := open(t, s, b.Size)
+		write(t, p, make([]byte, b.Size))
+		if _, err := p.Write([]byte("x")); !errors.Is(err, registry.ErrSizeInvalid) {
+			t.Errorf("too long: %v, want SIZE_INVALID", err)
+		}
+		if err := p.Commit(ctx); !errors.Is(err, registry.ErrDigestInvalid) {
+			t.Errorf("Commit: %v, want DIGEST_INVALID", err)
+		}
+		p = open(t, s, b.Size)
+		if p.Size() != 0 {
+			t.Errorf("%d wrong bytes are kept", p.Size())
+		}
+		write(t, p, b.Bytes[:10])
+		if err := p.Commit(ctx); !errors.Is(err, registry.ErrSizeInvalid) {
+			t.Errorf("too short: %v, want SIZE_INVALID", err)
+		}
+		if err := p.Commit(ctx); err == nil {
+			t.Error("Commit twice: no error")
+		}
+		if _, ok := s.StatContent(ctx, b.Digest); ok {
+			t.Error("wrong content is here")
+		}
+	})
+	t.Run("full disk keeps the bytes", func(t *testing.T) {
+		dir := t.TempDir()
+		x := &testFS{dir: dir}
+		s := openStore(t, dir, Options{FS: x})
+		p := open(t, s, b.Size)
+		write(t, p, b.Bytes[:1000])
+		x.arm(1, true, syscall.ENOSPC)
+		n, err := p.Write(b.Bytes[1000:3000])
+		if !errors.Is(err, registry.ErrDisk) {
+			t.Errorf("Write: %v, want DiskError", err)
+		}
+		x.arm(0, false, nil)
+		if p.Size() != int64(1000+n) {
+			t.Errorf("size %d after 1000 and %d bytes", p.Size(), n)
+		}
+		write(t, p, b.Bytes[p.Size():])
+		if err := p.Commit(ctx); err != nil {
+			t.Errorf("Commit after room came back: %v", err)
+		}
+	})
+	t.Run("readers beside the writer", func(t *testing.T) {
+		s := openStore(t, t.TempDir(), Options{})
+		p := open(t, s, b.Size)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				var got []byte
+				for len(got) < len(b.Bytes) {
+					buf := make([]byte, 7000)
+					n, err := p.ReadAt(buf[:min(int64(len(buf)), p.Size()-int64(len(got)))], int64(len(got)))
+					if err != nil && !errors.Is(err, io.EOF) {
+						t.Errorf("ReadAt: %v", err)
+						return
+					}
+					got = append(got, buf[:n]...)
+				}
+				if !bytes.Equal(got, b.Bytes) {
+					t.Error("other bytes")
+				}
+			})
+		}
+		for at := 0; at < len(b.Bytes); at += 5000 {
+			write(t, p, b.Bytes[at:at+5000])
+		}
+		wg.Wait()
+		if err := p.Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("by sha512 and of unknown size", func(t *testing.T) {
+		s := openStore(t, t.TempDir(), Options{})
+		d := digest.SHA512.FromBytes(b.Bytes)
+		p, err := s.Partial(ctx, d, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, p, b.Bytes)
+		if err := p.Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+		r, err := s.OpenContent(ctx, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, b.Bytes) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+	})
+}
+
+func TestUploadAfterRestart(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, Options{})
+	b := registrytest.NewBlob(1, 9000)
+	ctx := registry.WithPrincipal(t.Context(), registry.Principal{Name: "line-a"})
+	u, err := s.StartUpload(ctx, testRepo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(b.Bytes[:4000]); err != nil {
+		t.Fatal(err)
+	}
+	closeChecked(t, s)
+	s = openStore(t, dir, Options{})
+	if _, err := s.ResumeUpload(t.Context(), testRepo, u.ID()); !errors.Is(err, registry.ErrBlobUploadUnknown) {
+		t.Errorf("another principal after the restart: %v", err)
+	}
+	if _, err := s.ResumeUpload(ctx, otherRepo, u.ID()); !errors.Is(err, registry.ErrBlobUploadUnknown) {
+		t.Errorf("another repository after the restart: %v", err)
+	}
+	again, err := s.ResumeUpload(ctx, testRepo, u.ID())
+	if err != nil || again.Size() != 4000 {
+		t.Fatalf("ResumeUpload: %v", err)
+	}
+	if _, err := again.Write(b.Bytes[4000:]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := again.Commit(ctx, b.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := os.ReadDir(s.path(dirUploads)); err != nil || len(list) != 0 {
+		t.Errorf("left: %v, %v", list, err)
+	}
+}
+
+// TestCommits counts what an SD card has to bear.
+func TestCommits(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	count := func(fn func()) int64 {
+		before := s.commits.Load()
+		fn()
+		return s.commits.Load() - before
+	}
+	sizes := slices.Repeat([]int{2000}, 10)
+	image := registrytest.NewImage(1, sizes...)
+	push := func() {
+		for _, b := range image.Blobs {
+			u, err := s.StartUpload(t.Context(), testRepo)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for part := range slices.Chunk(b.Bytes, 500) {
+				if _, err := u.Write(part); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := u.Commit(t.Context(), b.Digest); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.PutManifest(t.Context(), testRepo, registry.TagReference("latest"), image.Manifest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := count(push); n > 12 {
+		t.Errorf("a push of an image of 10 layers: %d commits, want at most 12", n)
+	}
+	if n := count(push); n != 0 {
+		t.Errorf("the same push again: %d commits, want 0", n)
+	}
+	synced := registrytest.NewImage(2, sizes...)
+	if n := count(func() { bring(t, s, testRepo, synced, "synced") }); n > 12 {
+		t.Errorf("an image of 10 layers from the parent: %d commits, want at most 12", n)
+	}
+	if n := count(func() { bring(t, s, testRepo, synced, "synced") }); n != 0 {
+		t.Errorf("the same image again: %d commits, want 0", n)
+	}
+	document := func() {
+		if err := s.PutDocument(t.Context(), "config", []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := count(document); n != 1 {
+		t.Errorf("a new document: %d commits", n)
+	}
+	if n := count(document); n != 0 {
+		t.Errorf("an unchanged document: %d commits, want 0", n)
+	}
+	if n := count(func() {
+		if _, err := s.GetManifest(t.Context(), testRepo, registry.TagReference("latest")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("a pull and a collection of nothing: %d commits, want 0", n)
+	}
+}
+
+// TestGrouping lets many write at once: they share commits, and one that fails takes nobody with it.
+func TestGrouping(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	var wg sync.WaitGroup
+	wrong := errors.New("wrong")
+	const n = 200
+	for i := range n {
+		wg.Go(func() {
+			err := s.update(t.Context(), func(tx *tx) error {
+				if err := tx.put(tx.Bucket(bucketDocuments), fmt.Appendf(nil, "d%d", i), []byte("x")); err != nil {
+					return err
+				}
+				if i%10 == 0 {
+					return wrong
+				}
+				return nil
+			})
+			if failed := errors.Is(err, wrong); failed != (i%10 == 0) {
+				t.Errorf("%d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range n {
+		body, err := s.Document(t.Context(), fmt.Sprintf("d%d", i))
+		if err != nil || (body == nil) != (i%10 == 0) {
+			t.Errorf("%d: %q, %v", i, body, err)
+		}
+	}
+	if c := s.commits.Load(); c >= n {
+		t.Errorf("%d commits for %d writers", c, n)
+	}
+}
+
+func TestReserve(t *testing.T) {
+	dir := t.TempDir()
+	x := &testFS{dir: dir}
+	s := openStore(t, dir, Options{FS: x, ReserveBytes: 1 << 20})
+	image := registrytest.NewImage(1, 100)
+	if err := registrytest.Push(t.Context(), s, testRepo, "latest", image); err != nil {
+		t.Fatal(err)
+	}
+	x.free = 1<<20 + 10
+	if _, err := s.StartUpload(t.Context(), testRepo); err != nil {
+		t.Errorf("StartUpload with room: %v", err)
+	}
+	x.free = 1<<20 - 1
+	if _, err := s.StartUpload(t.Context(), testRepo); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("StartUpload: %v, want DiskError", err)
+	}
+	b := registrytest.NewBlob(9, 1000)
+	if _, err := s.Partial(t.Context(), b.Digest, b.Size); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("Partial: %v, want DiskError", err)
+	}
+	next := registrytest.NewImageOf(1, image.Blobs[1:]...)
+	next.Bytes = append(bytes.Clone(next.Bytes), ' ')
+	if _, err := s.PutManifest(t.Context(), testRepo, registry.TagReference("next"), next.Manifest); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("PutManifest: %v, want DiskError", err)
+	}
+	if _, err := s.GetManifest(t.Context(), testRepo, registry.TagReference("latest")); err != nil {
+		t.Errorf("a pull: %v", err)
+	}
+	if err := s.DeleteManifest(t.Context(), testRepo, image.Digest); err != nil {
+		t.Errorf("a deletion: %v", err)
+	}
+}
+
+// TestReserveIsGivenBack meets a full volume in a commit.
+func TestReserveIsGivenBack(t *testing.T) {
+	dir := t.TempDir()
+	full := false
+	s := openStore(t, dir, Options{hook: func(step string) error {
+		if _, err := os.Lstat(dir + "/" + reserveName); step == "commit" && full && err == nil {
+			return syscall.ENOSPC
+		}
+		return nil
+	}})
+	if _, err := os.Lstat(s.path(reserveName)); err != nil {
+		t.Skipf("the volume of this machine is too small for a reserve: %v", err)
+	}
+	fill(t, s, 1)
+	full = true
+	if err := s.DeleteTag(t.Context(), "fill/0", "t0"); err != nil {
+		t.Errorf("a deletion on a full volume: %v", err)
+	}
+	full = false
+	if _, err := s.GC(t.Context(), GCOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(s.path(reserveName)); err != nil {
+		t.Errorf("the reserve is not made again: %v", err)
+	}
+}
