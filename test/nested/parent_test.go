@@ -16,14 +16,22 @@ import (
 	"github.com/connected-registry/connected-registry/test/cloud"
 )
 
-// kinds are the registries above the top layer. Nobody of this project wrote one of them. Each starts one for a test
-// and returns where it listens.
-var kinds = map[string]func(t *testing.T) string{"olareg": startOlareg, "distribution": startDistribution}
+// kind is a kind of registry above the top layer. Nobody of this project wrote one of them.
+type kind struct {
+	name  string
+	start func(t *testing.T) string // returns where it listens
+	all   string                    // the scope that takes everything; olareg has no catalog, so it takes no pattern
+}
+
+var kinds = []kind{
+	{"olareg", startOlareg, "acme/app acme/tool acme/docker acme/recipe"},
+	{"distribution", startDistribution, "acme/*"},
+}
 
 // eachKind runs a test under each of them.
-func eachKind(t *testing.T, test func(t *testing.T, start func(t *testing.T) string)) {
-	for name, start := range kinds {
-		t.Run(name, func(t *testing.T) { test(t, start) })
+func eachKind(t *testing.T, test func(t *testing.T, k kind)) {
+	for _, k := range kinds {
+		t.Run(k.name, func(t *testing.T) { test(t, k) })
 	}
 }
 
