@@ -79,7 +79,8 @@ func splitConnectionString(s string) (map[string]string, error) {
 			return nil, errors.New("ManagedIdentityClientId is not supported: want SyncTokenName and SyncTokenPassword")
 		case !slices.Contains(connectionKeys, key):
 			return nil, fmt.Errorf("part %d: %s", i+1, unknown("key", key, connectionKeys))
-		case parts[key] != "":
+		}
+		if _, ok := parts[key]; ok {
 			return nil, fmt.Errorf("%s stands twice", key)
 		}
 		parts[key] = strings.TrimSpace(text)

@@ -47,6 +47,7 @@ func TestParseConnectionStringRefuses(t *testing.T) {
 		{"a semicolon in the password", with("==a=b", "=hunter2;hunter2=b"), "part 4: unknown key"},
 		{"key in another case", with("SyncTokenName", "synctokenname"), "did you mean SyncTokenName?"},
 		{"twice", goodConnection + ";SyncTokenName=x", "SyncTokenName stands twice"},
+		{"twice, the first empty", "SyncTokenName=;" + goodConnection, "SyncTokenName stands twice"},
 		{"missing", with("SyncTokenName=line4-sync-token;", ""), "SyncTokenName is missing"},
 		{"no password", with("==a=b+c/d==", "="), "SyncTokenPassword is missing"},
 		{"the CLI's placeholder", with("=a=b+c/d==", "<use --generate-password to generate a new password>"), "--generate-password 1"},

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -211,9 +212,15 @@ func editDistance(a, b string, limit int) int {
 	return min(row[len(b)], limit)
 }
 
-// clip shortens what an author wrote to what fits into an error.
+// clip makes what an author wrote fit into an error: on one line of a log, and short.
 func clip(s string) string {
 	const most = 64
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '.'
+	}, s)
 	if len(s) <= most {
 		return s
 	}

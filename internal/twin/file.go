@@ -15,7 +15,7 @@ type FileOptions struct {
 	// Poll is how often the file is read without a sign of change: some file systems give none, and a symbolic link
 	// may lead to a directory that is not watched. 0 is 10 seconds.
 	Poll time.Duration
-	// Settle is how long the file must be quiet before it is read, since editors write in several steps. 0 is 100 ms.
+	// Settle is how long after a sign of change the file is read, since editors write in several steps. 0 is 100 ms.
 	Settle time.Duration
 	// PollOnly leaves out the notifications of the operating system.
 	PollOnly bool
@@ -68,7 +68,7 @@ func (f *File) run(ctx context.Context, out chan<- Document) {
 	settle := time.NewTimer(0) // the first read
 	defer settle.Stop()
 	var last, pending Document
-	known := false
+	known, settling := false, true
 	var send chan<- Document // nil unless something is pending
 	for {
 		select {
@@ -76,14 +76,19 @@ func (f *File) run(ctx context.Context, out chan<- Document) {
 			return
 		case send <- pending:
 			send = nil
-		case <-w.events:
-			settle.Reset(f.o.Settle)
+		case e := <-w.events:
+			if !settling && f.concerns(e) { // not later with each event: a busy directory would put it off for ever
+				settle.Reset(f.o.Settle)
+				settling = true
+			}
 		case err := <-w.errors:
 			f.o.Log.Debug("configuration file notifications", "error", err)
 		case <-poll.C:
 			w.add()
 			settle.Reset(0)
+			settling = true
 		case <-settle.C:
+			settling = false
 			d := f.Read()
 			if known && same(d, last) {
 				continue
@@ -91,6 +96,12 @@ func (f *File) run(ctx context.Context, out chan<- Document) {
 			known, last, pending, send = true, d, d, out
 		}
 	}
+}
+
+// concerns reports whether an event may have changed what the path leads to: any event of the file itself, and names
+// that come or go, because one of them may be a link on the way. Writing to other files is the data volume's daily life.
+func (f *File) concerns(e fsnotify.Event) bool {
+	return filepath.Base(e.Name) == filepath.Base(f.path) || e.Has(fsnotify.Create) || e.Has(fsnotify.Rename) || e.Has(fsnotify.Remove)
 }
 
 // same reports whether two documents say the same, so that touching a file or failing again is no news.

@@ -106,6 +106,34 @@ func TestFileWrittenInPlace(t *testing.T) {
 	w.next("one and a half")
 }
 
+// A directory in which something happens all the time must not keep the document from being read.
+func TestFileInABusyDirectory(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "config.json")
+	write(t, path, "one")
+	ctx, cancel := context.WithCancel(t.Context())
+	ch := twin.NewFile(path, twin.FileOptions{Poll: time.Hour, Settle: 50 * time.Millisecond}).Watch(ctx)
+	w := watched{t, ch}
+	w.next("one")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		other := filepath.Join(dir, "other")
+		for ctx.Err() == nil {
+			_ = os.WriteFile(other, []byte("x"), 0o600)
+			_ = os.Remove(other)
+		}
+	}()
+	defer func() {
+		cancel()
+		<-done
+		for range ch { // until it is closed
+		}
+	}()
+	replace(t, path, "two")
+	w.next("two")
+}
+
 // Kubernetes mounts a ConfigMap as config.json -> ..data/config.json and ..data -> a directory that it swaps.
 func TestFileBehindConfigMapLinks(t *testing.T) {
 	dir := t.TempDir()

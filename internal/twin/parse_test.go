@@ -125,6 +125,7 @@ func TestFieldErrors(t *testing.T) {
 		{"tiny chunk", `{"transfer": {"chunkKiB": 1}}`, "transfer.chunkKiB", "from 64 to"},
 		{"unknown section", `{"repository": {}, "mode": "ReadOnly"}`, "repository", "did you mean repositories?"},
 		{"unknown, nothing near", `{"zzz": {}, "mode": "ReadOnly"}`, "zzz", "known are schemaVersion, mode"},
+		{"unprintable name", `{"mode": "ReadOnly", "a\nb\u001b": 1}`, "a.b.", "unknown property"},
 		{"case of a name", `{"Mode": "ReadOnly"}`, "Mode", "did you mean mode?"},
 		{"unknown property", sync(`"shedule": "* * * * *"`), "parent.syncProperties.shedule", "did you mean schedule?"},
 		{"repeated section", `{"mode": "ReadWrite", "mode": "ReadOnly"}`, "mode", "twice"},
