@@ -25,20 +25,28 @@ func (s *server) getBlob(w http.ResponseWriter, r *http.Request, req Request) er
 	}
 	defer func() { _ = b.Close() }() // it was only read
 	// Seek to the end finds out the size, and whether the content can be had, before anything is promised.
-	if _, err := b.Seek(0, io.SeekEnd); err != nil {
+	size, err := b.Seek(0, io.SeekEnd)
+	if err != nil {
 		return err
 	}
-	return s.serveContent(w, r, registry.Descriptor{Digest: req.Digest}, contentOf(b))
+	return s.serveContent(w, r, registry.Descriptor{Digest: req.Digest}, contentOf(b, size))
 }
 
-// contentOf returns the file of a blob that has one, for sendfile(2).
-func contentOf(b registry.BlobReader) io.ReadSeeker {
-	if f, ok := b.(interface{ File() *os.File }); ok {
-		if file := f.File(); file != nil {
-			return file
-		}
+// contentOf returns the file of a blob that has one, for sendfile(2). A file that has not the size of the blob is
+// damaged: the reader, which ends early, then ends the connection.
+func contentOf(b registry.BlobReader, size int64) io.ReadSeeker {
+	f, ok := b.(interface{ File() *os.File })
+	if !ok {
+		return b
 	}
-	return b
+	file := f.File()
+	if file == nil {
+		return b
+	}
+	if n, err := file.Seek(0, io.SeekEnd); err != nil || n != size {
+		return b
+	}
+	return file
 }
 
 // headBlob answers end-2 without opening the content.

@@ -18,6 +18,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/filter"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+	"github.com/connected-registry/connected-registry/internal/store"
 )
 
 var _ distribution.Access = (*auth.Authenticator)(nil)
@@ -27,6 +28,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // registries are what the endpoint tests run against.
 var registries = map[string]func(t *testing.T) registry.Registry{
 	"memory": func(*testing.T) registry.Registry { return registrytest.NewMemory() },
+	"store": func(t *testing.T) registry.Registry {
+		st, err := store.Open(t.Context(), t.TempDir(), store.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = st.Close() })
+		return st
+	},
 }
 
 // tokens of the tests: each one has its name as its password, and the scope map of the same name.

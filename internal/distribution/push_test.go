@@ -278,6 +278,44 @@ func TestReadOnlyMode(t *testing.T) {
 	})
 }
 
+// fullDisk takes content and cannot keep it.
+type fullDisk struct {
+	registry.Unsupported
+	cancelled chan bool
+}
+
+func (f fullDisk) StartUpload(contextType, string) (registry.Upload, error) {
+	return fullUpload{cancelled: f.cancelled}, nil
+}
+
+type fullUpload struct {
+	registry.Upload
+	cancelled chan bool
+}
+
+func (fullUpload) Write(p []byte) (int, error) { return len(p), nil }
+
+func (fullUpload) Commit(contextType, registry.Digest) (registry.Descriptor, error) {
+	return registry.Descriptor{}, registry.ErrDisk
+}
+
+func (u fullUpload) Cancel(contextType) error {
+	u.cancelled <- true
+	return nil
+}
+
+// TestFailedMonolithicPushIsCancelled: nobody knows the id of its session, so nobody else would free its space.
+func TestFailedMonolithicPushIsCancelled(t *testing.T) {
+	reg := fullDisk{cancelled: make(chan bool, 1)}
+	s := newServer(t, reg, distribution.Options{})
+	s.wantError("end-4b", s.do("all", "POST", uploads+"?digest="+absent, body([]byte("x"))), 507, registry.CodeDiskError)
+	select {
+	case <-reg.cancelled:
+	default:
+		t.Error("the session was not cancelled")
+	}
+}
+
 // failing answers everything with one error.
 type failing struct {
 	registry.Unsupported

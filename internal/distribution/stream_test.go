@@ -186,6 +186,20 @@ func TestCutBlob(t *testing.T) {
 	}
 }
 
+// TestCutBlobAborts tells net/http, which knows of more than HTTP/1.1, that the answer is not to be ended properly.
+func TestCutBlobAborts(t *testing.T) {
+	g := newGrowing(registrytest.NewBlob(1, 1000).Bytes)
+	g.arrive(10, errors.New("the link is gone"))
+	reg := oneBlob{open: func() (registry.BlobReader, error) { return g, nil }}
+	defer func() {
+		if got := recover(); got != http.ErrAbortHandler { //nolint:errorlint // a panic's value is compared as net/http does
+			t.Errorf("recovered %v, want http.ErrAbortHandler", got)
+		}
+	}()
+	w := record(distribution.New(reg, newAccess(auth.Options{AnonymousPull: true}), distribution.Options{}), "GET", anyBlob)
+	t.Errorf("status %d, %d bytes", w.Code, w.Body.Len())
+}
+
 // TestBlobThatCannotBeHad answers with an error and not with a cut, because Seek tells.
 func TestBlobThatCannotBeHad(t *testing.T) {
 	s := newServer(t, oneBlob{open: func() (registry.BlobReader, error) { return unseekable{}, nil }}, distribution.Options{})
@@ -268,6 +282,28 @@ func TestSendfile(t *testing.T) {
 	}
 }
 
+// TestDamagedFile never sends a file that has lost its end as if it were the blob.
+func TestDamagedFile(t *testing.T) {
+	content := registrytest.NewBlob(1, 100_000).Bytes
+	name := filepath.Join(t.TempDir(), "blob")
+	if err := os.WriteFile(name, content[:99_999], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t, oneBlob{open: func() (registry.BlobReader, error) {
+		f, err := os.Open(name)
+		return fileBlob{sectionCloser{io.NewSectionReader(f, 0, int64(len(content))), f}, f}, err
+	}}, distribution.Options{})
+	if a := s.do("all", "GET", anyBlob, nil); a.err == nil {
+		t.Errorf("status %d with %d bytes and no error", a.status, len(a.body))
+	}
+}
+
+// sectionCloser reads a part of a file that it closes.
+type sectionCloser struct {
+	*io.SectionReader
+	io.Closer
+}
+
 // pipes is a listener whose connections are in memory, so that a bubble of synctest can hold both ends.
 type pipes struct {
 	conns  chan net.Conn
@@ -336,6 +372,39 @@ func TestSlowPushPasses(t *testing.T) {
 			t.Errorf("the push took only %s", d)
 		}
 	})
+}
+
+// slowCommit takes ten minutes to store what it got, as hashing a big layer on a small device may.
+type slowCommit struct{ registry.Unsupported }
+
+func (slowCommit) StartUpload(context.Context, string) (registry.Upload, error) {
+	return slowUpload{}, nil
+}
+
+type slowUpload struct{ registry.Upload }
+
+func (slowUpload) Write(p []byte) (int, error)  { return len(p), nil }
+func (slowUpload) Cancel(context.Context) error { return nil }
+
+func (slowUpload) Commit(ctx context.Context, d registry.Digest) (registry.Descriptor, error) {
+	select {
+	case <-ctx.Done():
+		return registry.Descriptor{}, ctx.Err()
+	case <-time.After(10 * time.Minute):
+		return registry.Descriptor{Digest: d}, nil
+	}
+}
+
+// TestSlowCommitPasses: the deadlines of the body end with it.
+func TestSlowCommitPasses(t *testing.T) {
+	for _, framing := range []string{"Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"} {
+		inBubble(t, slowCommit{}, func(t *testing.T, conn net.Conn, read io.Reader) {
+			_, _ = fmt.Fprintf(conn, "POST /v2/a/blobs/uploads/?digest=%s HTTP/1.1\r\n%s%s", absent, basicAll, framing)
+			if line := make([]byte, 12); readFull(read, line) != nil || string(line) != "HTTP/1.1 201" {
+				t.Errorf("answer %q", line)
+			}
+		})
+	}
 }
 
 // TestStalledPushEnds sends a byte every second, then none.
