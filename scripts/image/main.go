@@ -2,8 +2,8 @@
 // each alone in an image FROM scratch, under one index, as an OCI image layout (OCI image spec, image-layout.md).
 // The same sources and the same version of Go give the same bytes.
 //
-// The image holds no CA certificates: an update of them is not a release of this product. A site mounts its own at
-// /etc/ssl/certs, or gives a bundle at build time with -ca.
+// The image holds no CA certificates: the binary carries the public roots for where the system has none. A site mounts
+// its own at /etc/ssl/certs, or gives a bundle at build time with -ca.
 //
 // Usage, from the root of the repository: go run ./scripts/image [-out DIR] [-version V]
 package main

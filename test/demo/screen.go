@@ -152,7 +152,12 @@ func (s *screen) lines(total int64, bars []bar) (showFunc, func()) {
 }
 
 // size is a number of bytes for a person.
-func size(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+func size(n int64) string {
+	if n < 1<<20 {
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+}
 
 // took is a time for a person.
 func took(d time.Duration) string {

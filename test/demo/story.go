@@ -46,6 +46,9 @@ type demo struct {
 }
 
 func (d *demo) run(ctx context.Context) error {
+	d.out.say("A registry in the cloud, and three layers of a site below it:\n\n"+
+		"  cloud  <-- link --  L5  <-- link --  L4  <-- link --  L3  <-- a client on the floor")
+	begin := time.Now()
 	for _, step := range []struct {
 		title string
 		do    func(context.Context) error
@@ -65,9 +68,10 @@ func (d *demo) run(ctx context.Context) error {
 			return fmt.Errorf("step %d, %s: %w", d.out.steps, step.title, err)
 		}
 		if d.out.steps < 8 {
-			d.out.say("%s", took(time.Since(begin)))
+			d.out.say("(%s)", took(time.Since(begin)))
 		}
 	}
+	d.out.say("\nAll steps succeeded, in %s. What was started is ended, what was written is removed.\n`make run` keeps one registry running for you to try.", took(time.Since(begin)))
 	return nil
 }
 
@@ -236,7 +240,7 @@ func (d *demo) compare(ctx context.Context) error {
 	if len(got) != 1 || got[0] != want {
 		return fmt.Errorf("the referrers of %s:1 at the bottom are %v, in the cloud %v", product, got, want)
 	}
-	d.out.say("%-22s %s   its SBOM came along", "  referrer", want)
+	d.out.say("SBOM that refers to %s:1\n  cloud    %s\n  bottom   %s   equal", product, want, got[0])
 	return nil
 }
 
@@ -255,8 +259,7 @@ func (d *demo) same(ctx context.Context, ref string, pushed interface{ Digest() 
 	if got.Digest != want {
 		return fmt.Errorf("%s is %s in the cloud and %s at the bottom", ref, want, got.Digest)
 	}
-	d.out.say("%-22s %s   pushed to the cloud", ref, want)
-	d.out.say("%-22s %s   pulled at the bottom: equal (images: %d, layers: %s)", "", got.Digest, got.Images, size(got.Bytes))
+	d.out.say("%s (images: %d, layers: %s)\n  cloud    %s\n  bottom   %s   equal", ref, got.Images, size(got.Bytes), want, got.Digest)
 	return nil
 }
 

@@ -186,7 +186,7 @@ func (p *Proxy) Set(plan Plan) error {
 	closed, relisten := p.closed, plan.Fault != Refuse && p.listener == nil
 	p.mu.Unlock()
 	if toClose != nil {
-		_ = toClose.Close()
+		closeListener(toClose)
 	}
 	if plan.Fault == Refuse || plan.Fault == Reset {
 		p.CutAll(RST)
@@ -223,7 +223,7 @@ func (p *Proxy) Close() error {
 	p.mu.Unlock()
 	p.stop()
 	if ln != nil {
-		_ = ln.Close()
+		closeListener(ln)
 	}
 	p.CutAll(RST)
 	p.done.Wait()
@@ -242,6 +242,17 @@ func (p *Proxy) listen() error {
 	p.done.Add(1)
 	go p.accept(ln)
 	return nil
+}
+
+// closeListener ends the listening itself before it gives up the descriptor: a process that is being started at this
+// moment may hold a copy of it.
+func closeListener(ln net.Listener) {
+	if tcp, ok := ln.(*net.TCPListener); ok {
+		if c, err := tcp.SyscallConn(); err == nil {
+			_ = c.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_RDWR) })
+		}
+	}
+	_ = ln.Close()
 }
 
 // smallBuffers bounds what connections hold that is counted and not seen. Segments are small too: a whole buffer in one

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -152,6 +154,33 @@ func TestFaults(t *testing.T) {
 				t.Errorf("healed: got %d bytes, %v", len(body), err)
 			}
 		})
+	}
+}
+
+// TestRefusesWhileProcessesStart takes turns with forks, each of which holds a copy of every descriptor for a moment.
+func TestRefusesWhileProcessesStart(t *testing.T) {
+	p, _ := start(t, linkproxy.Plan{})
+	ctx, cancel := context.WithCancel(t.Context())
+	var forks sync.WaitGroup
+	for range 4 {
+		forks.Go(func() {
+			for ctx.Err() == nil {
+				_ = exec.CommandContext(ctx, "/bin/true").Run() // that it starts is enough
+			}
+		})
+	}
+	defer forks.Wait()
+	defer cancel()
+	for range 200 {
+		if err := p.Set(linkproxy.Plan{Fault: linkproxy.Refuse}); err != nil {
+			t.Fatal(err)
+		}
+		if conn, err := net.Dial("tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatalf("refusing: %v, %v", conn, err)
+		}
+		if err := p.Set(linkproxy.Plan{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
