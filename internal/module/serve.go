@@ -1,7 +1,6 @@
 package module
 
 import (
-	"context"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -11,8 +10,6 @@ import (
 	"github.com/connected-registry/connected-registry/internal/filter"
 	"github.com/connected-registry/connected-registry/internal/gateway"
 	"github.com/connected-registry/connected-registry/internal/registry"
-	"github.com/connected-registry/connected-registry/internal/schedule"
-	"github.com/connected-registry/connected-registry/internal/store"
 )
 
 // serve answers from the store, or says why it cannot yet.
@@ -78,37 +75,4 @@ func (m *Module) writeStatus(w http.ResponseWriter, r *http.Request) {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	_ = e.Encode(m.Status(r.Context())) // the reader is gone
-}
-
-// collect runs garbage collection by its schedule.
-func (m *Module) collect(ctx context.Context) {
-	for {
-		m.mu.Lock()
-		gc := m.config.GarbageCollection
-		m.mu.Unlock()
-		now := m.clock.Now()
-		wait := 24 * time.Hour
-		if cron, err := schedule.Parse(gc.Schedule); err == nil && gc.Enabled {
-			wait = cron.Next(now).Sub(now)
-		}
-		timer := time.NewTimer(min(wait, time.Hour)) // look again: the clock may be set
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-m.gcChanged:
-			timer.Stop()
-			continue
-		case <-timer.C:
-		}
-		if wait > time.Hour || !gc.Enabled {
-			continue
-		}
-		result, err := m.store.GC(ctx, store.GCOptions{})
-		if err != nil {
-			m.log.Error("garbage collection", "error", err)
-			continue
-		}
-		m.log.Info("garbage collection", "blobs", result.Blobs, "bytes", result.Bytes)
-	}
 }
