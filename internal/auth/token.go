@@ -16,15 +16,15 @@ const slots = 2
 // token is a ClientToken with its scope map looked up.
 type token struct {
 	passwords   [slots]registry.TokenPassword
-	count       int // of passwords
 	enabled     bool
 	permissions []registry.Permission
 }
 
-// newToken takes the first two passwords; the configuration allows no more.
+// newToken takes the first two passwords; the configuration allows no more. An empty slot is a hash of nothing: no
+// password is known, or will be, that has it.
 func newToken(t registry.ClientToken, permissions []registry.Permission) token {
 	made := token{enabled: t.Enabled, permissions: permissions}
-	made.count = copy(made.passwords[:], t.Passwords)
+	copy(made.passwords[:], t.Passwords)
 	return made
 }
 
@@ -59,8 +59,8 @@ func (a *Authenticator) login(name, password string) (Identity, error) {
 	sum := sha256.Sum256([]byte(password))
 	now := a.clock.Now()
 	matched, valid := 0, 0
-	for i, p := range t.passwords {
-		hit := subtle.ConstantTimeCompare(sum[:], p.SHA256[:]) & subtle.ConstantTimeLessOrEq(i+1, t.count)
+	for _, p := range t.passwords {
+		hit := subtle.ConstantTimeCompare(sum[:], p.SHA256[:])
 		matched |= hit
 		if unexpired(p.Expiry, now) {
 			valid |= hit

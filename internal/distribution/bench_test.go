@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/connected-registry/connected-registry/internal/auth"
 	"github.com/connected-registry/connected-registry/internal/distribution"
@@ -29,9 +30,11 @@ func (o oneManifest) GetManifest(context.Context, string, registry.Reference) (r
 // discard is a ResponseWriter without costs of its own.
 type discard struct{ h http.Header }
 
-func (d discard) Header() http.Header       { return d.h }
-func (discard) Write(p []byte) (int, error) { return len(p), nil }
-func (discard) WriteHeader(int)             {}
+func (d discard) Header() http.Header            { return d.h }
+func (discard) Write(p []byte) (int, error)      { return len(p), nil }
+func (discard) SetReadDeadline(time.Time) error  { return nil }
+func (discard) SetWriteDeadline(time.Time) error { return nil }
+func (discard) WriteHeader(int)                  {}
 
 // BenchmarkManifest is a pull's first request without the network: parse, authenticate, permit, answer.
 func BenchmarkManifest(b *testing.B) {

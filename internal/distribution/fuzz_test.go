@@ -25,6 +25,8 @@ func FuzzParse(f *testing.F) {
 	f.Add("PUT", "/v2/a/blobs/uploads/x", "digest="+absent)
 	f.Add("GET", "/v2/a/tags/list", "n=10&last=b")
 	f.Add("GET", "/v2/a/referrers/"+absent, "artifactType=x/y&last="+absent)
+	f.Add("GET", "/v2/a/blobs/uploads/..", "")
+	f.Add("GET", "/v2/a/blobs/uploads/a.b", "")
 	f.Add("GET", "/v2/../../etc/passwd", "n=%zz")
 	f.Add("GET", "/v2//blobs//uploads//", "n=-1")
 	f.Fuzz(func(t *testing.T, method, path, query string) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -232,6 +233,20 @@ func TestPushManifest(t *testing.T) {
 		s.wantError("4 MiB and one", put("full", full), 413, registry.CodeManifestInvalid)
 		s.wantError("4 MiB and one, chunked", s.do("all", "PUT", m+"full", chunked(full.Bytes), "Content-Type", image.MediaType), 413, registry.CodeManifestInvalid)
 	})
+}
+
+// TestTooLongManifestIsRefusedAtOnce: a length that is too much is answered before the body comes.
+func TestTooLongManifestIsRefusedAtOnce(t *testing.T) {
+	s := newServer(t, registrytest.NewMemory(), distribution.Options{})
+	conn, err := net.Dial("tcp", s.url[len("http://"):])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_, _ = fmt.Fprintf(conn, "PUT /v2/a/manifests/v1 HTTP/1.1\r\n%sExpect: 100-continue\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", basicAll, registry.MediaTypeImageManifest, registry.MaxManifestSize+1)
+	if line := make([]byte, 12); readFull(conn, line) != nil || string(line) != "HTTP/1.1 413" {
+		t.Errorf("answer %q", line)
+	}
 }
 
 // TestDelete has end-9 and end-10, "Content Management".

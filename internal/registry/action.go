@@ -93,7 +93,7 @@ func (p Permission) Allows(resource, name string, a Action) bool {
 		return false
 	}
 	if prefix, ok := strings.CutSuffix(p.Name, "*"); ok {
-		return strings.HasPrefix(name, prefix) && len(name) > len(prefix)
+		return strings.HasPrefix(name, prefix)
 	}
 	return p.Name == name
 }
