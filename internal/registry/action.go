@@ -41,7 +41,7 @@ var actions = map[string][]Action{
 
 // gatewayPattern is the name of a connected registry in lower case (ARM connectedRegistries, name; the command line
 // also takes _ and -).
-var gatewayPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+var gatewayPattern = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
 
 // Permission is one line of a scope map: an action on a repository, on all repositories below a path, or on the
 // gateway of one connected registry.
