@@ -116,7 +116,8 @@ func (s *screen) bars(ctx context.Context, total int64, bars []bar) (showFunc, f
 					<-words
 					defer func() { words <- struct{}{} }()
 					return "  " + states[i]
-				})))
+				}),
+			))
 	}
 	show := func(i int, n int64, state string, finished bool) {
 		<-words

@@ -46,7 +46,7 @@ type demo struct {
 }
 
 func (d *demo) run(ctx context.Context) error {
-	d.out.say("A registry in the cloud, and three layers of a site below it:\n\n"+
+	d.out.say("A registry in the cloud, and three layers of a site below it:\n\n" +
 		"  cloud  <-- link --  L5  <-- link --  L4  <-- link --  L3  <-- a client on the floor")
 	begin := time.Now()
 	for _, step := range []struct {
@@ -220,7 +220,8 @@ func (d *demo) compare(ctx context.Context) error {
 	begin := time.Now()
 	err := errors.Join(
 		d.same(ctx, product+":1", d.image),
-		d.same(ctx, vision+":1", d.camera))
+		d.same(ctx, vision+":1", d.camera),
+	)
 	if err != nil {
 		return err
 	}
