@@ -100,7 +100,7 @@ func putManifest(ctx context.Context, client *http.Client, addr, repo, tag, medi
 	return nil
 }
 
-// pushMany gives a repository so many tags, each on a manifest of its own over the same layer.
+// pushMany gives a repository so many tags, on a manifest for every twenty of them.
 func pushMany(t *testing.T, addr, repo string, tags int) {
 	t.Helper()
 	img := artifact(t, "the one document")
@@ -111,7 +111,7 @@ func pushMany(t *testing.T, addr, repo string, tags int) {
 	defer client.CloseIdleConnections()
 	for i := 1; i < tags; i++ {
 		m := m.DeepCopy()
-		m.Annotations = map[string]string{"version": fmt.Sprint(i)}
+		m.Annotations = map[string]string{"version": fmt.Sprint(i / 20)}
 		body, err := json.Marshal(m)
 		must(t, err)
 		must(t, putManifest(t.Context(), client, addr, repo, fmt.Sprintf("v%04d", i), string(m.MediaType), body))

@@ -31,7 +31,7 @@ type site struct {
 	ctx    context.Context
 	cloud  string             // host:port
 	links  []*linkproxy.Proxy // links[i] is above layers[i]
-	layers []*layer
+	layers []*node
 }
 
 // newSite prepares so many layers below the cloud, top first; none runs yet. They keep what scope names.
@@ -43,7 +43,7 @@ func newSite(t *testing.T, cloud string, layers int, scope string) *site {
 	target := cloud
 	for i := range layers {
 		link := newLink(t, target)
-		l := newLayer(t, fmt.Sprintf("layer%d", 5-i), link.Addr())
+		l := newNode(t, fmt.Sprintf("layer%d", 5-i), link.Addr())
 		l.doc["repositories"] = map[string]string{"all": scope}
 		s.links, s.layers, target = append(s.links, link), append(s.layers, l), l.addr
 	}
@@ -74,7 +74,7 @@ func (s *site) start() {
 }
 
 // bottom is the last layer.
-func (s *site) bottom() *layer { return s.layers[len(s.layers)-1] }
+func (s *site) bottom() *node { return s.layers[len(s.layers)-1] }
 
 // cut puts the plan in force on every link.
 func (s *site) cut(plan linkproxy.Plan) {
@@ -93,8 +93,8 @@ func (s *site) down() []int64 {
 	return all
 }
 
-// layer is one registry in this process.
-type layer struct {
+// node is one registry in this process.
+type node struct {
 	t       *testing.T
 	name    string
 	addr    string // host:port, the same after each start
@@ -107,12 +107,12 @@ type layer struct {
 	stop   func()   // nil while it does not run
 }
 
-// newLayer prepares a registry below parent (host:port; empty is none).
-func newLayer(t *testing.T, name, parent string) *layer {
+// newNode prepares a registry below parent (host:port; empty is none).
+func newNode(t *testing.T, name, parent string) *node {
 	t.Helper()
 	addr, release, err := linkproxy.ReservePort()
 	must(t, err)
-	l := &layer{t: t, name: name, addr: addr, dir: t.TempDir(), doc: map[string]any{"schemaVersion": "1.0", "mode": "ReadOnly"}}
+	l := &node{t: t, name: name, addr: addr, dir: t.TempDir(), doc: map[string]any{"schemaVersion": "1.0", "mode": "ReadOnly"}}
 	if parent != "" {
 		l.doc["parent"] = map[string]any{"gatewayEndpoint": parent, "protocol": "http", "syncProperties": map[string]any{"schedule": "* * * * *"}}
 	}
@@ -124,14 +124,14 @@ func newLayer(t *testing.T, name, parent string) *layer {
 }
 
 // schedule sets when the layer syncs.
-func (l *layer) schedule(cron, window string) {
+func (l *node) schedule(cron, window string) {
 	l.doc["parent"].(map[string]any)["syncProperties"] = map[string]any{"schedule": cron, "syncWindow": window}
 }
 
-func (l *layer) configFile() string { return filepath.Join(l.dir, "config", "config.json") }
+func (l *node) configFile() string { return filepath.Join(l.dir, "config", "config.json") }
 
 // configure writes the configuration document in one step; a running registry sees it.
-func (l *layer) configure() {
+func (l *node) configure() {
 	l.t.Helper()
 	body, err := json.Marshal(l.doc)
 	must(l.t, err)
@@ -139,7 +139,7 @@ func (l *layer) configure() {
 }
 
 // write puts a configuration file in its place, whatever it says.
-func (l *layer) write(body []byte) {
+func (l *node) write(body []byte) {
 	l.t.Helper()
 	must(l.t, os.MkdirAll(filepath.Dir(l.configFile()), 0o700))
 	tmp := filepath.Join(l.dir, "config.new")
@@ -148,14 +148,14 @@ func (l *layer) write(body []byte) {
 }
 
 // start writes the configuration and runs the registry; it returns when requests are answered from the store.
-func (l *layer) start() {
+func (l *node) start() {
 	l.t.Helper()
 	l.configure()
 	l.run()
 }
 
 // run is start with the configuration file as it is.
-func (l *layer) run() {
+func (l *node) run() {
 	l.t.Helper()
 	ready := make(chan struct{})
 	o := module.Options{
@@ -192,7 +192,7 @@ func (l *layer) run() {
 }
 
 // end stops the registry if it runs.
-func (l *layer) end() {
+func (l *node) end() {
 	if l.stop != nil {
 		l.stop()
 		l.stop = nil
@@ -200,7 +200,7 @@ func (l *layer) end() {
 }
 
 // level is the log level in force.
-func (l *layer) level() string {
+func (l *node) level() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.levels) == 0 {
@@ -210,7 +210,7 @@ func (l *layer) level() string {
 }
 
 // status asks over the control socket, as "connected-registry status" does.
-func (l *layer) status() registry.Status {
+func (l *node) status() registry.Status {
 	l.t.Helper()
 	var s registry.Status
 	l.until("it has a control socket", func() bool {
@@ -220,7 +220,7 @@ func (l *layer) status() registry.Status {
 }
 
 // sync runs an iteration now and returns the status after it.
-func (l *layer) sync() (registry.Status, error) {
+func (l *node) sync() (registry.Status, error) {
 	l.t.Helper()
 	l.status() // the socket is there
 	var s registry.Status
@@ -229,7 +229,7 @@ func (l *layer) sync() (registry.Status, error) {
 }
 
 // until asks again and again until cond is true.
-func (l *layer) until(what string, cond func() bool) {
+func (l *node) until(what string, cond func() bool) {
 	l.t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -247,7 +247,7 @@ func (l *layer) until(what string, cond func() bool) {
 }
 
 // untilStatus waits for a status.
-func (l *layer) untilStatus(what string, cond func(registry.Status) bool) registry.Status {
+func (l *node) untilStatus(what string, cond func(registry.Status) bool) registry.Status {
 	l.t.Helper()
 	var s registry.Status
 	l.until(what, func() bool {
@@ -259,7 +259,7 @@ func (l *layer) untilStatus(what string, cond func(registry.Status) bool) regist
 
 // has waits until the tag is here with the digest. It looks at the list first, which asks nobody: a question for the
 // manifest would be a reason to fetch it.
-func (l *layer) has(repo, tag, digest string) {
+func (l *node) has(repo, tag, digest string) {
 	l.t.Helper()
 	l.until(repo+":"+tag+" is "+digest, func() bool {
 		return slices.Contains(l.tags(repo), tag) && l.ask(http.MethodHead, "/v2/"+repo+"/manifests/"+tag).header.Get("Docker-Content-Digest") == digest
@@ -267,7 +267,7 @@ func (l *layer) has(repo, tag, digest string) {
 }
 
 // tags are those that the registry lists.
-func (l *layer) tags(repo string) []string {
+func (l *node) tags(repo string) []string {
 	l.t.Helper()
 	var list struct{ Tags []string }
 	if a := l.ask(http.MethodGet, "/v2/"+repo+"/tags/list"); a.status == http.StatusOK {
@@ -285,7 +285,7 @@ type answer struct {
 }
 
 // ask sends a request without a body.
-func (l *layer) ask(method, path string) answer {
+func (l *node) ask(method, path string) answer {
 	l.t.Helper()
 	return ask(l.t, l.addr, method, path, nil)
 }
