@@ -185,7 +185,9 @@ func TestSlowReaderIsNotAStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := pipeClient(t, transport.ClientOptions{}, func(c net.Conn) {
 			if hear(c) {
-				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nxy")
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx")
+				time.Sleep(90 * time.Minute)
+				_, _ = io.WriteString(c, "y")
 				hold(c)
 			}
 		})
@@ -203,6 +205,42 @@ func TestSlowReaderIsNotAStall(t *testing.T) {
 		}
 	})
 }
+
+// The end of the request comes after the answer: the time for the answer is over by then.
+func TestAnswerBeforeTheEndOfTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := pipeClient(t, transport.ClientOptions{}, func(c net.Conn) {
+			br := bufio.NewReader(c)
+			req, err := http.ReadRequest(br)
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx")
+			time.Sleep(time.Second)
+			_, _ = io.Copy(io.Discard, req.Body)
+			time.Sleep(90 * time.Minute)
+			_, _ = io.WriteString(c, "y")
+			hold(c)
+		})
+		resp, err := c.HTTP().Do(request(t, transport.WithBlob(t.Context()), "POST", origin, io.LimitReader(zeros{}, 1<<20)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		buf := make([]byte, 1)
+		for range 2 {
+			time.Sleep(time.Hour)
+			if _, err := io.ReadFull(resp.Body, buf); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// zeros is an endless body.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestCancelIsTheCallersOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -311,10 +311,16 @@ func TestRedirectHopsAndLoops(t *testing.T) {
 
 func TestRedirectNeverLeavesHTTPS(t *testing.T) {
 	from, _ := http.NewRequest("GET", "https://parent/v2/", nil)
-	to, _ := http.NewRequestWithContext(transport.WithBlob(t.Context()), "GET", "http://parent/v2/", nil)
 	c := newClient(t, transport.ClientOptions{Origin: "https://parent"})
-	if err := c.CheckRedirect(to, []*http.Request{from}); !errors.Is(err, registry.ErrDenied) {
-		t.Error(err)
+	for target, ctx := range map[string]context.Context{
+		"http://parent/v2/b": transport.WithBlob(t.Context()),
+		"https://other/v2/b": t.Context(),
+		"https://parent:444": t.Context(),
+	} {
+		to, _ := http.NewRequestWithContext(ctx, "GET", target, nil)
+		if err := c.CheckRedirect(to, []*http.Request{from}); !errors.Is(err, registry.ErrDenied) {
+			t.Errorf("%s: %v", target, err)
+		}
 	}
 }
 

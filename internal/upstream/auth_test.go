@@ -103,6 +103,30 @@ func TestTokenEndsInTheMiddle(t *testing.T) {
 	}
 }
 
+func TestTokensThatAreNeverTaken(t *testing.T) {
+	k := &tokens{realm: "/token"}
+	s := start(t, "127.0.0.1", handler(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/token" {
+			k.give(w, r)
+			return
+		}
+		w.Header().Set("Www-Authenticate", `Bearer realm="/token",service="reg",scope="repository:acme/app:pull"`)
+		refuse(w, registry.ErrUnauthorized)
+	}))
+	now := time.Unix(0, 0)
+	p := connect(t, s, func(o *upstream.Options) { login(o); o.Clock = clock.Func(func() time.Time { return now }) })
+	for minute := range 3 {
+		for range 10 {
+			_, err := p.Tags(t.Context(), "acme/app", "", 10)
+			wantCode(t, err, registry.CodeUnauthorized, "127.0.0.1")
+		}
+		if k.given > 2+minute {
+			t.Errorf("%d tokens in minute %d", k.given, minute)
+		}
+		now = now.Add(time.Minute)
+	}
+}
+
 func TestTokenServerAway(t *testing.T) {
 	reg, _ := filled(t)
 	k := &tokens{realm: "/token"}

@@ -2,6 +2,7 @@ package upstream_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -178,6 +179,20 @@ func TestCutHeader(t *testing.T) {
 				t.Errorf("%d requests", n)
 			}
 		}
+	}
+}
+
+func TestCancelIsTheCallersOwn(t *testing.T) {
+	asked := make(chan struct{})
+	p := connect(t, start(t, "127.0.0.1", handler(func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done()
+	})), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-asked; cancel() }()
+	_, err := p.GetManifest(ctx, "acme/app", registry.TagReference("1"))
+	if !errors.Is(err, context.Canceled) || errors.Is(err, registry.ErrUnavailable) {
+		t.Error(err)
 	}
 }
 
