@@ -33,7 +33,8 @@ func (s *Syncer) probe(ctx context.Context, set Settings) (registry.ParentKind, 
 	if err == nil && status.Kind == registry.KindConnected {
 		err = errors.Join(
 			hierarchy.CheckAncestry(s.o.InstanceID, info),
-			hierarchy.CheckModes(info.Name, info.Mode, s.o.Name, set.Mode))
+			hierarchy.CheckModes(info.Name, info.Mode, s.o.Name, set.Mode),
+		)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,6 +47,18 @@ func (s *Syncer) probe(ctx context.Context, set Settings) (registry.ParentKind, 
 	}
 	s.state.parent, s.state.info, s.state.probed = status, info, now
 	return status.Kind, nil
+}
+
+// meet probes again after a parent that was accepted has refused a question: its mode or what is above it has changed.
+// It returns why the two do not fit together any more, or the refusal when they do.
+func (s *Syncer) meet(ctx context.Context, set Settings, refusal error) error {
+	s.mu.Lock()
+	s.state.probed = time.Time{}
+	s.mu.Unlock()
+	if _, err := s.probe(ctx, set); err != nil {
+		return err
+	}
+	return refusal
 }
 
 // Ancestors returns the instance ids above this registry, nearest first.

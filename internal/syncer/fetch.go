@@ -276,7 +276,7 @@ func (t *transfer) attempt(ctx context.Context, p registry.Partial) error {
 			}
 			t.step(p.Size(), false)
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return t.short(p)
 		}
 		if err != nil && p.Size() > began {

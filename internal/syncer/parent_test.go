@@ -23,6 +23,7 @@ type parent struct {
 	info     registry.LayerInfo
 	away     error                                              // every question's answer while set
 	read     func(d registry.Digest, off int64, p []byte) error // called before each read of a blob; an error cuts
+	changes  func() (registry.Changes, error)                   // nil: UNSUPPORTED
 	corrupt  map[registry.Digest]bool
 	calls    map[string]int
 	sent     map[registry.Digest]int64
@@ -64,11 +65,16 @@ func (p *parent) bytes(d registry.Digest) int64 {
 
 func (p *parent) Probe(context.Context) (registry.ParentStatus, registry.LayerInfo, error) {
 	err := p.ask("probe")
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return registry.ParentStatus{Kind: p.kind, Mode: p.info.Mode, InstanceID: p.info.InstanceID}, p.info, err
 }
 
 func (p *parent) Changes(context.Context, registry.ChangesRequest) (registry.Changes, error) {
-	return registry.Changes{}, errors.Join(registry.ErrUnsupported, p.ask("changes"))
+	if err := p.ask("changes"); err != nil || p.changes == nil {
+		return registry.Changes{}, errors.Join(registry.ErrUnsupported, err)
+	}
+	return p.changes()
 }
 
 func (p *parent) Traffic() registry.Traffic {

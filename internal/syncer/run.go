@@ -155,6 +155,9 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 	if errors.Is(err, errInterrupted) || ctx.Err() == context.Canceled {
 		return errInterrupted
 	}
+	if errors.Is(err, registry.ErrConflict) {
+		err = s.meet(ctx, set, err)
+	}
 	if err != nil {
 		return s.finish(set, before, outcome{err: err})
 	}
@@ -191,7 +194,7 @@ func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.Paren
 		cancel(errInterrupted)
 	}()
 	l, cursor, err := s.discoverChanges(ctx, set, poll)
-	if err != nil && context.Cause(ctx) == errInterrupted {
+	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
 		return l, "", errInterrupted
 	}
 	return l, cursor, err

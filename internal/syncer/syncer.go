@@ -92,7 +92,6 @@ type state struct {
 	lastFailure time.Time
 	failure     error // of the last contact; nil when it was good
 	refused     error // the two layers do not fit together
-	polling     bool  // an iteration is waiting for the parent to change
 	sync        registry.SyncStatus
 	repos       map[string]registry.RepositoryState
 	disk        error

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -381,6 +382,38 @@ func TestModesThatDoNotFit(t *testing.T) {
 	r.Describe(&st)
 	if st.ConnectionState != registry.Unhealthy || len(st.StatusDetails) != 1 || st.StatusDetails[0].Code != "ParentRefused" {
 		t.Errorf("status: %s %+v", st.ConnectionState, st.StatusDetails)
+	}
+}
+
+// TestParentChangesMode lets a parent that was accepted become one that the child may not stand below.
+func TestParentChangesMode(t *testing.T) {
+	p := newParent()
+	p.kind, p.info = registry.KindConnected, registry.LayerInfo{Name: "upper", Mode: registry.ReadWrite, InstanceID: "x"}
+	p.changes = func() (registry.Changes, error) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.info.Mode == registry.ReadOnly {
+			return registry.Changes{}, registry.ErrConflict.WithMessage("a text that was cut")
+		}
+		return registry.Changes{Cursor: "1", Full: true}, nil
+	}
+	set := settings(t, p, "app")
+	set.Mode = registry.ReadWrite
+	r, _ := newReplica(t, t.TempDir(), set, syncer.Options{Name: "lower"})
+	if err := r.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []registry.Mode{registry.ReadOnly, registry.ReadWrite} {
+		p.set(func(p *parent) { p.info.Mode = mode })
+		err := r.Sync(t.Context())
+		var st registry.Status
+		r.Describe(&st)
+		if fits := mode == registry.ReadWrite; fits != (err == nil) || fits != (st.ConnectionState != registry.Unhealthy) || fits != (len(st.StatusDetails) == 0) {
+			t.Errorf("below a parent that became %s: %v, %s %+v", mode, err, st.ConnectionState, st.StatusDetails)
+		}
+		if err != nil && !strings.Contains(err.Error(), "'upper' mode is 'ReadOnly'") {
+			t.Errorf("the error does not say why: %v", err)
+		}
 	}
 }
 
