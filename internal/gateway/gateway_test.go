@@ -118,7 +118,8 @@ func TestQuestions(t *testing.T) {
 		{"a child of the same mode", registry.LayerPath, []string{registry.HeaderChildMode, "ReadOnly"}, 200, ""},
 		{
 			"a child that does not fit", registry.LayerPath,
-			[]string{registry.HeaderChildMode, "ReadWrite", registry.HeaderChildName, "lower"}, 409, "Can't create the registry 'lower' with mode 'ReadWrite'",
+			[]string{registry.HeaderChildMode, "ReadWrite", registry.HeaderChildName, "lower"},
+			409, "Can't create the registry 'lower' with mode 'ReadWrite'",
 		},
 		{"a mode that is none", registry.LayerPath + "changes", []string{registry.HeaderChildMode, "Both"}, 409, "ReadOnly or ReadWrite"},
 		{"itself", registry.LayerPath, []string{registry.HeaderChildInstance, "id-upper"}, 409, "leads to this registry itself"},
