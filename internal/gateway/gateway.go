@@ -80,7 +80,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if e.HTTPStatus() == http.StatusUnauthorized {
 			g.access.Challenge(h)
 		}
-		if e.HTTPStatus() >= 500 {
+		if e.HTTPStatus() >= 500 && r.Context().Err() == nil { // a child that hangs up is no fault
 			g.o.Logger.Error("a child's question failed", "path", r.URL.Path, "error", err)
 		}
 		e.WriteHTTP(w)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -227,5 +228,21 @@ func TestUnchangedIsSmall(t *testing.T) {
 	raw, err := httputil.DumpResponse(resp, true)
 	if err != nil || resp.StatusCode != http.StatusNotModified || len(raw) > 512 {
 		t.Errorf("%d in %d bytes, %v; want 304 in at most 512:\n%s", resp.StatusCode, len(raw), err, raw)
+	}
+}
+
+// TestChildHangsUp ends a question that is held: that is how every child stops, and nothing to report.
+func TestChildHangsUp(t *testing.T) {
+	var log strings.Builder
+	h := gateway.New(newSource(), access{}, gateway.Options{
+		Info: func() registry.LayerInfo { return info }, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/v2/_connected/v1/changes?since=x.0&wait=50", http.NoBody)
+	r.Header.Set("Authorization", "x")
+	h.ServeHTTP(httptest.NewRecorder(), r)
+	if log.Len() > 0 {
+		t.Errorf("logged: %s", log.String())
 	}
 }
