@@ -218,13 +218,24 @@ func (s *Store) place(f File, path string, d registry.Digest) error {
 	return err
 }
 
-// unpublish moves a file back that no row owns. A file whose state in the index is unknown stays; collection finds it.
+// unpublish moves a file back that no row owns and nobody else is about to own.
 func (s *Store) unpublish(path string, d registry.Digest) bool {
+	return s.unowned(d, func() error { return s.fs.Rename(s.contentPath(d), path) })
+}
+
+// unowned runs undo while the file of d has no row and the caller is the only one who publishes it. A file whose owner
+// is in doubt stays; collection finds it.
+func (s *Store) unowned(d registry.Digest, undo func() error) bool {
+	s.content.mu.Lock()
+	defer s.content.mu.Unlock()
+	if s.content.publishing[d] != 1 {
+		return false
+	}
 	owned := true
 	if err := s.view(func(t *tx) error { _, owned = t.blob(d); return nil }); err != nil || owned {
 		return false
 	}
-	return s.fs.Rename(s.contentPath(d), path) == nil
+	return undo() == nil
 }
 
 // stat reports the size of content when row and file agree. It tells the log once when they do not.

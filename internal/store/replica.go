@@ -100,10 +100,7 @@ func (s *Store) CommitImage(ctx context.Context, image registry.Image) (kept []s
 // withdraw removes files that were placed for a transaction that failed.
 func (s *Store) withdraw(list []registry.Digest) {
 	for _, d := range list {
-		owned := true
-		if err := s.view(func(t *tx) error { _, owned = t.blob(d); return nil }); err == nil && !owned {
-			_ = s.fs.Remove(s.contentPath(d))
-		}
+		s.unowned(d, func() error { return s.fs.Remove(s.contentPath(d)) })
 	}
 }
 

@@ -115,7 +115,7 @@ type blobRow struct {
 }
 
 func (r blobRow) encode() []byte {
-	return putInt(putInt(putInt(nil, r.size), r.at), flag(r.fetched, 1)|flag(r.recovered, 2))
+	return putInt(putInt(putInt(nil, r.size), r.at), bit(r.fetched, 1)|bit(r.recovered, 2))
 }
 
 func decodeBlob(b []byte) (row blobRow, err error) {
@@ -129,9 +129,11 @@ func decodeBlob(b []byte) (row blobRow, err error) {
 	return row, r.err()
 }
 
-func flag(set bool, bit int64) int64 {
+// bit is value when set, else 0.
+// bit is value when set, else 0.
+func bit(set bool, value int64) int64 {
 	if set {
-		return bit
+		return value
 	}
 	return 0
 }
@@ -180,7 +182,7 @@ type manifestRow struct {
 }
 
 func (r manifestRow) encode() []byte {
-	b := putInt(nil, flag(r.pushed, 1)|flag(r.pinned, 2)|flag(r.subject != "", 4))
+	b := putInt(nil, bit(r.pushed, 1)|bit(r.pinned, 2)|bit(r.subject != "", 4))
 	b = putInt(putInt(putMediaType(b, r.mediaType), r.size), r.loose)
 	if r.subject != "" {
 		b = append(b, digestKey(r.subject)...)
@@ -234,7 +236,7 @@ type tagRow struct {
 }
 
 func (r tagRow) encode() []byte {
-	b := append(putInt(nil, flag(r.pushed, 1)), digestKey(r.digest)...)
+	b := append(putInt(nil, bit(r.pushed, 1)), digestKey(r.digest)...)
 	return putInt(putInt(b, r.at), int64(r.seq))
 }
 

@@ -1,13 +1,20 @@
 package store
 
 import (
+	"flag"
 	"testing"
 
 	"go.etcd.io/bbolt"
+	"go.uber.org/goleak"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
 )
+
+func TestMain(m *testing.M) {
+	_ = flag.Set("rapid.checks", "25") // the command line may ask for more
+	goleak.VerifyTestMain(m)
+}
 
 // openStore opens a store and, at the end of the test, checks the structure of its index and closes it.
 func openStore(t *testing.T, dir string, o Options) *Store {
