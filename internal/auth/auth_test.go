@@ -41,7 +41,7 @@ func newAuthenticator(o auth.Options) *auth.Authenticator {
 		"pull": {"repositories/*/content/read", "repositories/*/metadata/read"},
 		"team": {
 			"repositories/sample/*/content/read", "repositories/sample/teamA/*/content/write", "repositories/sample/teamA/projectB/content/delete",
-			"repositories/listed/content/read", "repositories/listed/metadata/read", "gateway/lineA/config/read", "not a permission",
+			"repositories/listed/content/read", "repositories/listed/metadata/read", "repositories/named/metadata/read", "gateway/lineA/config/read", "not a permission",
 		},
 	})
 	return a
@@ -157,7 +157,7 @@ func TestPermissionsAddUp(t *testing.T) {
 	if !i.CanGateway("LineA", registry.ConfigRead) || i.CanGateway("linea", registry.ConfigWrite) || i.CanGateway("lineb", registry.ConfigRead) {
 		t.Error("gateway actions")
 	}
-	if i.CanList("sample/teamb") || !i.CanList("listed") {
+	if i.CanList("sample/teamb") || i.CanList("named") || !i.CanList("listed") {
 		t.Error("a list shows what has content/read and metadata/read")
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -21,7 +20,7 @@ const (
 // buffers are for what cannot be sent by sendfile(2), and for what is received.
 var buffers = sync.Pool{New: func() any { b := make([]byte, sendStep); return &b }}
 
-// receiver reads a request body under a rolling deadline.
+// receiver reads a request body under a rolling deadline. At the end of the body net/http takes the deadline away.
 type receiver struct {
 	s       *server
 	body    io.Reader
@@ -41,13 +40,8 @@ func (b *receiver) Read(p []byte) (int, error) {
 	}
 	n, err := b.body.Read(p[:min(len(p), receiveStep)])
 	b.left -= n
-	if err != nil {
-		// What follows, a commit or an answer, has its own time; and a deadline that passes later would look to net/http
-		// like a client that is gone.
-		_ = b.control.SetReadDeadline(time.Time{})
-		if !errors.Is(err, io.EOF) {
-			b.err = err
-		}
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.err = err
 	}
 	return n, err
 }
