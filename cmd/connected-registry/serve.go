@@ -31,6 +31,7 @@ func serveCommand() *cobra.Command {
 	f.BoolVar(&o.AnonymousPull, "insecure-anonymous-pull", false, "let clients without a token pull")
 	f.BoolVar(&o.AnonymousPush, "insecure-anonymous-push", false, "let clients without a token pull, push and delete")
 	f.BoolVar(&o.AllowInsecureParent, "allow-insecure-parent", false, "let the configuration name a parent with protocol http")
+	f.StringVar(&o.ParentCA, "parent-ca", "", "PEM file of roots for the parent's certificate, beside the system's; read at each connection")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.DataDir = *dataDir

@@ -45,6 +45,8 @@ type Options struct {
 	AnonymousPush       bool // clients without a token may push and delete
 	AllowInsecureParent bool // the configuration may name a parent with protocol http
 
+	ParentCA string // PEM file of roots for the parent's certificate, beside the system's
+
 	Version  string
 	Built    time.Time // floor of the clock
 	Lookup   func(name string) (string, bool)

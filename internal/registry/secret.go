@@ -1,6 +1,10 @@
 package registry
 
-import "log/slog"
+import (
+	"fmt"
+	"io"
+	"log/slog"
+)
 
 // Secret is a password or a token. It prints as *** wherever text is made of it, so that it gets into no log, error
 // text or status; Reveal returns what it is.
@@ -10,6 +14,11 @@ const hidden = "***"
 
 // Reveal returns the secret itself, for the request that needs it.
 func (s Secret) Reveal() string { return string(s) }
+
+// Format prints *** for every verb, the wrong ones too.
+func (Secret) Format(f fmt.State, _ rune) {
+	_, _ = io.WriteString(f, hidden) // a fmt.State keeps its own errors
+}
 
 // String returns ***.
 func (Secret) String() string { return hidden }

@@ -22,8 +22,8 @@ func TestSecretPrintsNowhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := log.String() + string(j) + fmt.Sprint(s, &s, holder{s}) + fmt.Sprintf("%s %v %+v %#v %q", s, holder{s}, holder{s}, holder{s}, s)
-	if strings.Contains(all, plain) {
+	all := log.String() + string(j) + fmt.Sprint(s, &s, holder{s}) + fmt.Sprintf("%s %v %+v %#v %q %x %d", s, holder{s}, holder{s}, holder{s}, s, s, s)
+	if strings.Contains(all, plain) || strings.Contains(all, fmt.Sprintf("%x", plain)) {
 		t.Errorf("the secret is printed: %s", all)
 	}
 	if s.Reveal() != plain {
