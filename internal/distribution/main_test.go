@@ -176,7 +176,7 @@ func chunked(b []byte) io.Reader { return struct{ io.Reader }{bytes.NewReader(b)
 
 type contextType = context.Context
 
-var contextDeadline = context.DeadlineExceeded
+var errPatience = context.DeadlineExceeded
 
 // record serves one request without a connection.
 func record(h http.Handler, method, path string) *httptest.ResponseRecorder {

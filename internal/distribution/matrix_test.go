@@ -108,8 +108,11 @@ func TestAnonymous(t *testing.T) {
 			method, path string
 			want         int
 		}{
-			{"GET", "/v2/", tt.pull}, {"GET", "/v2/a/manifests/v1", tt.pull}, {"GET", "/v2/a/tags/list", tt.pull},
-			{"POST", "/v2/a/blobs/uploads/", tt.push}, {"DELETE", "/v2/a/manifests/v1", 401},
+			{"GET", "/v2/", tt.pull},
+			{"GET", "/v2/a/manifests/v1", tt.pull},
+			{"GET", "/v2/a/tags/list", tt.pull},
+			{"POST", "/v2/a/blobs/uploads/", tt.push},
+			{"DELETE", "/v2/a/manifests/v1", 401},
 		} {
 			w := record(h, c.method, c.path)
 			if w.Code != c.want || (w.Code == http.StatusUnauthorized) != (w.Header().Get("Www-Authenticate") != "") {

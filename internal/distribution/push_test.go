@@ -277,10 +277,17 @@ func TestReadOnlyMode(t *testing.T) {
 		image := registrytest.NewImage(1, 100)
 		s.push("acme/app", "v1", image)
 		for _, c := range []struct{ method, path string }{
-			{"POST", uploads}, {"POST", uploads + "?digest=" + absent}, {"POST", uploads + "?mount=" + image.Blobs[0].Digest.String() + "&from=acme/app"},
-			{"PATCH", uploads + "id"}, {"PUT", uploads + "id?digest=" + absent}, {"DELETE", uploads + "id"}, {"GET", uploads + "id"},
-			{"PUT", "/v2/acme/app/manifests/v1"}, {"PUT", "/v2/acme/app/manifests/" + image.Digest.String()},
-			{"DELETE", "/v2/acme/app/manifests/v1"}, {"DELETE", "/v2/acme/app/manifests/" + image.Digest.String()},
+			{"POST", uploads},
+			{"POST", uploads + "?digest=" + absent},
+			{"POST", uploads + "?mount=" + image.Blobs[0].Digest.String() + "&from=acme/app"},
+			{"PATCH", uploads + "id"},
+			{"PUT", uploads + "id?digest=" + absent},
+			{"DELETE", uploads + "id"},
+			{"GET", uploads + "id"},
+			{"PUT", "/v2/acme/app/manifests/v1"},
+			{"PUT", "/v2/acme/app/manifests/" + image.Digest.String()},
+			{"DELETE", "/v2/acme/app/manifests/v1"},
+			{"DELETE", "/v2/acme/app/manifests/" + image.Digest.String()},
 			{"DELETE", "/v2/acme/app/blobs/" + image.Blobs[0].Digest.String()},
 		} {
 			a := s.do("all", c.method, c.path, body(image.Bytes), "Content-Type", image.MediaType)
@@ -362,7 +369,7 @@ func TestErrors(t *testing.T) {
 		{"disk", registry.ErrDisk.Wrap(secret), 507, registry.CodeDiskError, nil},
 		{"unavailable", registry.ErrUnavailable.WithRetryAfter(1500e6), 503, registry.CodeUnavailable, []string{"Retry-After", "2"}},
 		{"too many", registry.ErrTooManyRequests.WithRetryAfter(1), 429, registry.CodeTooManyRequests, []string{"Retry-After", "1"}},
-		{"patience", contextDeadline, 503, registry.CodeUnavailable, []string{"Retry-After", "1"}},
+		{"patience", errPatience, 503, registry.CodeUnavailable, []string{"Retry-After", "1"}},
 		{"detail that is no JSON", registry.ErrManifestInvalid.WithDetail(func() {}), 400, registry.CodeManifestInvalid, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
