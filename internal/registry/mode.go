@@ -42,11 +42,23 @@ type SyncState string
 
 // The sync states.
 const (
-	SyncPending   SyncState = "Pending"
-	SyncSyncing   SyncState = "Syncing"
-	SyncSucceeded SyncState = "Succeeded"
-	SyncFailed    SyncState = "Failed"
-	SyncTimedOut  SyncState = "TimedOut"
+	SyncNotActivated SyncState = "NotActivated"
+	SyncPending      SyncState = "Pending"
+	SyncSyncing      SyncState = "Syncing"
+	SyncSucceeded    SyncState = "Succeeded"
+	SyncFailed       SyncState = "Failed"
+	SyncTimedOut     SyncState = "TimedOut"
+)
+
+// SyncTrigger is why a sync iteration ran (ARM registrySyncResult.syncTrigger).
+type SyncTrigger string
+
+// The sync triggers. An iteration that the schedule started has none of ARM's; it leaves the field out.
+const (
+	TriggerInitialSync     SyncTrigger = "InitialSync"
+	TriggerManualResync    SyncTrigger = "ManualResync"
+	TriggerSyncTokenUpdate SyncTrigger = "SyncTokenUpdate"
+	TriggerRecoveryService SyncTrigger = "RecoveryService"
 )
 
 // ParentKind is what kind of registry the parent turned out to be.

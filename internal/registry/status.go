@@ -13,10 +13,13 @@ type Status struct {
 	LastActivityTime time.Time         `json:"lastActivityTime,omitzero"` // last answer of the parent
 	Parent           ParentStatus      `json:"parent"`
 	Sync             SyncStatus        `json:"registrySyncResult"`
+	Activation       Activation        `json:"activation,omitzero"`
+	LoginServer      LoginServer       `json:"loginServer,omitzero"`
 	StatusDetails    []StatusDetail    `json:"statusDetails,omitempty"` // empty is healthy
 	Transfers        []TransferStatus  `json:"transfers,omitempty"`     // under way now
 	Traffic          Traffic           `json:"traffic"`
 	Storage          StorageStatus     `json:"storage"`
+	Outbox           *OutboxStatus     `json:"outbox,omitempty"` // nil where nothing climbs
 	Configuration    ConfigStatus      `json:"configuration"`
 	Repositories     []RepositoryState `json:"repositories,omitempty"`
 }
@@ -32,16 +35,59 @@ type ParentStatus struct {
 
 // SyncStatus is the last sync iteration, or the one under way (ARM registrySyncResult).
 type SyncStatus struct {
-	SyncState                 SyncState `json:"syncState,omitempty"`
-	LastSyncStartTime         time.Time `json:"lastSyncStartTime,omitzero"`
-	LastSyncEndTime           time.Time `json:"lastSyncEndTime,omitzero"`
-	LastSuccessfulSyncEndTime time.Time `json:"lastSuccessfulSyncEndTime,omitzero"`
-	NextSyncTime              time.Time `json:"nextSyncTime,omitzero"`
-	Requests                  int64     `json:"requests"`      // made to the parent in that iteration
-	BytesReceived             int64     `json:"bytesReceived"` // in that iteration, bodies
-	TagsMoved                 int       `json:"tagsMoved"`
-	TagsRemoved               int       `json:"tagsRemoved"`
-	Error                     string    `json:"error,omitempty"`
+	SyncTrigger               SyncTrigger `json:"syncTrigger,omitempty"`
+	SyncState                 SyncState   `json:"syncState,omitempty"`
+	LastSyncStartTime         time.Time   `json:"lastSyncStartTime,omitzero"`
+	LastSyncEndTime           time.Time   `json:"lastSyncEndTime,omitzero"`
+	LastSuccessfulSyncEndTime time.Time   `json:"lastSuccessfulSyncEndTime,omitzero"`
+	NextSyncTime              time.Time   `json:"nextSyncTime,omitzero"`
+	Requests                  int64       `json:"requests"`      // made to the parent in that iteration
+	BytesReceived             int64       `json:"bytesReceived"` // in that iteration, bodies
+	TagsMoved                 int         `json:"tagsMoved"`
+	TagsRemoved               int         `json:"tagsRemoved"`
+	Error                     string      `json:"error,omitempty"`
+}
+
+// ActivationStatus says whether this is the one active instance of its name (ARM connectedRegistries,
+// activation.status).
+type ActivationStatus string
+
+// The activation states.
+const (
+	Active   ActivationStatus = "Active"
+	Inactive ActivationStatus = "Inactive"
+)
+
+// Activation has ACR's field.
+type Activation struct {
+	Status ActivationStatus `json:"status"`
+}
+
+// LoginServer is how clients reach this registry, with ACR's fields.
+type LoginServer struct {
+	Host string         `json:"host,omitempty"` // host[:port]; empty is any
+	TLS  LoginServerTLS `json:"tls,omitzero"`
+}
+
+// LoginServerTLS says whether the service listener speaks TLS itself, and with what certificate.
+type LoginServerTLS struct {
+	Status      string                 `json:"status"` // Enabled, Disabled
+	Certificate LoginServerCertificate `json:"certificate,omitzero"`
+}
+
+// LoginServerCertificate is where the certificate comes from.
+type LoginServerCertificate struct {
+	Type     string    `json:"type"` // LocalDirectory; WorkloadAPI where IoT Edge makes it
+	Location string    `json:"location,omitempty"`
+	NotAfter time.Time `json:"notAfter,omitzero"`
+}
+
+// OutboxStatus is what was pushed here and is not at the parent yet.
+type OutboxStatus struct {
+	Pending int       `json:"pending"`         // manifests
+	Bytes   int64     `json:"bytes"`           // that the parent lacks, as far as known
+	Oldest  time.Time `json:"oldest,omitzero"` // when the first of them was pushed
+	Error   string    `json:"error,omitempty"` // of the last attempt
 }
 
 // StatusDetail is one thing that is wrong now, with ACR's fields.
