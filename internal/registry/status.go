@@ -13,8 +13,6 @@ type Status struct {
 	LastActivityTime time.Time         `json:"lastActivityTime,omitzero"` // last answer of the parent
 	Parent           ParentStatus      `json:"parent"`
 	Sync             SyncStatus        `json:"registrySyncResult"`
-	Activation       Activation        `json:"activation,omitzero"`
-	LoginServer      LoginServer       `json:"loginServer,omitzero"`
 	StatusDetails    []StatusDetail    `json:"statusDetails,omitempty"` // empty is healthy
 	Transfers        []TransferStatus  `json:"transfers,omitempty"`     // under way now
 	Traffic          Traffic           `json:"traffic"`
@@ -46,40 +44,6 @@ type SyncStatus struct {
 	TagsMoved                 int         `json:"tagsMoved"`
 	TagsRemoved               int         `json:"tagsRemoved"`
 	Error                     string      `json:"error,omitempty"`
-}
-
-// ActivationStatus says whether this is the one active instance of its name (ARM connectedRegistries,
-// activation.status).
-type ActivationStatus string
-
-// The activation states.
-const (
-	Active   ActivationStatus = "Active"
-	Inactive ActivationStatus = "Inactive"
-)
-
-// Activation has ACR's field.
-type Activation struct {
-	Status ActivationStatus `json:"status"`
-}
-
-// LoginServer is how clients reach this registry, with ACR's fields.
-type LoginServer struct {
-	Host string         `json:"host,omitempty"` // host[:port]; empty is any
-	TLS  LoginServerTLS `json:"tls,omitzero"`
-}
-
-// LoginServerTLS says whether the service listener speaks TLS itself, and with what certificate.
-type LoginServerTLS struct {
-	Status      string                 `json:"status"` // Enabled, Disabled
-	Certificate LoginServerCertificate `json:"certificate,omitzero"`
-}
-
-// LoginServerCertificate is where the certificate comes from.
-type LoginServerCertificate struct {
-	Type     string    `json:"type"` // LocalDirectory; WorkloadAPI where IoT Edge makes it
-	Location string    `json:"location,omitempty"`
-	NotAfter time.Time `json:"notAfter,omitzero"`
 }
 
 // OutboxStatus is what was pushed here and is not at the parent yet.

@@ -99,31 +99,3 @@ func ParseAction(s string) (string, error) {
 	}
 	return "", fmt.Errorf("action %q: want it to end in one of %s", clip(s), strings.Join(known, ", "))
 }
-
-// checkNotification checks a pattern name[:tag][@digest]:action, where * stands for all values of a part.
-func checkNotification(s string) error {
-	i := strings.LastIndex(s, ":")
-	fail := func(reason string) error { return fmt.Errorf("pattern %q: %s", clip(s), reason) }
-	if i < 0 {
-		return fail("want name[:tag][@digest]:action")
-	}
-	switch s[i+1:] {
-	case "push", "delete", "*":
-	default:
-		return fail("want it to end in :push, :delete or :*")
-	}
-	target, digest, hasDigest := strings.Cut(s[:i], "@")
-	if hasDigest && digest != "*" {
-		if _, err := registry.ParseDigest(digest); err != nil {
-			return fail("want a digest or * after the @")
-		}
-	}
-	name, tag, hasTag := strings.Cut(target, ":")
-	if hasTag && tag != "*" && registry.ValidateTag(tag) != nil {
-		return fail("want a tag or * after the name")
-	}
-	if err := checkRepositoryPattern(name); err != nil {
-		return fail(err.Error())
-	}
-	return nil
-}

@@ -208,7 +208,7 @@ func readNotifications(r reader, v value, c *registry.Config) {
 		if !ok {
 			return
 		}
-		if err := checkNotification(s); err != nil {
+		if _, err := registry.ParseNotification(s); err != nil {
 			r.add(path, "%s", err)
 			return
 		}
