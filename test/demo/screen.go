@@ -11,6 +11,7 @@ import (
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/sys/unix"
 )
 
 // screen writes the story: numbered steps, sentences, tables. On a terminal the sync has bars, elsewhere lines.
@@ -22,8 +23,8 @@ type screen struct {
 }
 
 func newScreen(f *os.File) *screen {
-	info, err := f.Stat()
-	tty := err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	window, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	tty := err == nil && window.Col >= narrow && os.Getenv("TERM") != "dumb"
 	return &screen{w: f, tty: tty, bold: tty && os.Getenv("NO_COLOR") == ""}
 }
 
@@ -65,6 +66,7 @@ type bar struct {
 const (
 	frame     = 100 * time.Millisecond
 	lineEvery = time.Second // without a terminal
+	narrow    = 80          // columns below which bars would break
 )
 
 // progress shows the bars until each is done.
