@@ -37,7 +37,7 @@ func TestReadiness(t *testing.T) {
 			{Image: "UPPER/x:1", State: registry.Absent, Reason: "x"},
 		},
 	}
-	reason := cmpopts.AcyclicTransformer("any reason", func(r registry.ImageReadiness) registry.ImageReadiness {
+	reason := cmpopts.AcyclicTransformer("anyReason", func(r registry.ImageReadiness) registry.ImageReadiness {
 		if r.Reason != "" {
 			r.Reason = "x"
 		}
