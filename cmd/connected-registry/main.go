@@ -46,7 +46,7 @@ func root() *cobra.Command {
 		Version: version,
 	}
 	cmd.CompletionOptions.HiddenDefaultCmd = true
-	cmd.AddCommand(serveCommand(), statusCommand(), syncCommand(), configCommand())
+	cmd.AddCommand(serveCommand(), statusCommand(), syncCommand(), readinessCommand(), gcCommand(), configCommand())
 	return cmd
 }
 

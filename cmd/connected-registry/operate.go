@@ -30,7 +30,7 @@ func statusCommand() *cobra.Command {
 	dataDir, output := dataDirFlag(cmd), outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var s registry.Status
-		if err := module.Control(cmd.Context(), *dataDir, "GET", "/status", &s); err != nil {
+		if err := module.Control(cmd.Context(), *dataDir, "GET", "/status", nil, &s); err != nil {
 			return err
 		}
 		return printStatus(cmd.OutOrStdout(), s, *output)
@@ -47,7 +47,7 @@ func syncCommand() *cobra.Command {
 	dataDir, output := dataDirFlag(cmd), outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var s registry.Status
-		if err := module.Control(cmd.Context(), *dataDir, "POST", "/sync", &s); err != nil {
+		if err := module.Control(cmd.Context(), *dataDir, "POST", "/methods/sync", nil, &s); err != nil {
 			return err
 		}
 		return printStatus(cmd.OutOrStdout(), s, *output)

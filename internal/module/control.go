@@ -1,6 +1,7 @@
 package module
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -55,7 +56,7 @@ func (m *Module) control(ctx context.Context) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", m.writeStatus)
-	mux.HandleFunc("POST /sync", m.syncNow)
+	mux.HandleFunc("POST /methods/{name}", m.serveMethod)
 	server := transport.NewServer(mux, transport.ServerOptions{Logger: m.log})
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
@@ -65,18 +66,13 @@ func (m *Module) control(ctx context.Context) {
 	_ = os.Remove(filepath.Join(m.dataDir, socketName)) // a stopped process has none
 }
 
-// syncNow runs an iteration and answers with the status after it.
-func (m *Module) syncNow(w http.ResponseWriter, r *http.Request) {
-	if err := m.syncer.Sync(r.Context()); err != nil {
-		registry.ErrUnavailable.WithMessage("%s", describe(err)).Wrap(err).WriteHTTP(w)
-		return
-	}
-	m.writeStatus(w, r)
-}
-
 // Control asks the module that runs on the data volume. An answer of an error is returned as the *registry.Error that
 // it holds.
-func Control(ctx context.Context, dataDir, method, path string, out any) error {
+func Control(ctx context.Context, dataDir, method, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
 	return withSocket(dataDir, func(socket string) error {
 		client := &http.Client{Transport: &http.Transport{
 			DisableKeepAlives: true,
@@ -84,7 +80,7 @@ func Control(ctx context.Context, dataDir, method, path string, out any) error {
 				return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", socket)
 			},
 		}}
-		req, err := http.NewRequestWithContext(ctx, method, "http://module"+path, http.NoBody)
+		req, err := http.NewRequestWithContext(ctx, method, "http://module"+path, bytes.NewReader(body))
 		if err != nil {
 			return err
 		}

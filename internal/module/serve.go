@@ -1,7 +1,6 @@
 package module
 
 import (
-	"encoding/json"
 	"net/http"
 	"strings"
 	"time"
@@ -71,8 +70,5 @@ func (m *Module) management() http.Handler {
 }
 
 func (m *Module) writeStatus(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	_ = e.Encode(m.Status(r.Context())) // the reader is gone
+	writeJSON(w, m.Status(r.Context()))
 }

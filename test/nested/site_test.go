@@ -214,7 +214,7 @@ func (l *node) status() registry.Status {
 	l.t.Helper()
 	var s registry.Status
 	l.until("it has a control socket", func() bool {
-		return module.Control(l.t.Context(), filepath.Join(l.dir, "data"), http.MethodGet, "/status", &s) == nil
+		return module.Control(l.t.Context(), filepath.Join(l.dir, "data"), http.MethodGet, "/status", nil, &s) == nil
 	})
 	return s
 }
@@ -224,7 +224,7 @@ func (l *node) sync() (registry.Status, error) {
 	l.t.Helper()
 	l.status() // the socket is there
 	var s registry.Status
-	err := module.Control(l.t.Context(), filepath.Join(l.dir, "data"), http.MethodPost, "/sync", &s)
+	err := module.Control(l.t.Context(), filepath.Join(l.dir, "data"), http.MethodPost, "/methods/sync", nil, &s)
 	return s, err
 }
 
@@ -239,7 +239,7 @@ func (l *node) until(what string, cond func() bool) {
 		case <-tick.C:
 		case <-limit:
 			var s registry.Status
-			_ = module.Control(context.Background(), filepath.Join(l.dir, "data"), http.MethodGet, "/status", &s)
+			_ = module.Control(context.Background(), filepath.Join(l.dir, "data"), http.MethodGet, "/status", nil, &s)
 			text, _ := json.MarshalIndent(s, "", "  ")
 			l.t.Fatalf("%s: waited %v until %s\n%s", l.name, patience, what, text)
 		}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/connected-registry/connected-registry/internal/module"
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+func readinessCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "readiness [IMAGE...]",
+		Short: "Say whether a deployment is complete here, what is missing, and whether it fits",
+		Long: "Say of each image, or of each module of an IoT Edge deployment manifest, whether it can be pulled here with the parent away,\n" +
+			"how many bytes are missing, and whether they fit on the data volume. Exits with 1 unless all is complete.",
+	}
+	dataDir, output := dataDirFlag(cmd), outputFlag(cmd)
+	manifest := cmd.Flags().String("manifest", "", "deployment manifest")
+	cmd.RunE = func(cmd *cobra.Command, images []string) error {
+		in := map[string]any{"images": images}
+		if *manifest != "" {
+			raw, err := os.ReadFile(*manifest)
+			if err != nil {
+				return err
+			}
+			if !json.Valid(raw) {
+				return fmt.Errorf("%s is not JSON", *manifest)
+			}
+			in["manifest"] = json.RawMessage(raw)
+		}
+		var r registry.Readiness
+		if err := module.Control(cmd.Context(), *dataDir, "POST", "/methods/getReadiness", in, &r); err != nil {
+			return err
+		}
+		if *output == "json" {
+			e := json.NewEncoder(cmd.OutOrStdout())
+			e.SetIndent("", "  ")
+			if err := e.Encode(r); err != nil {
+				return err
+			}
+		} else {
+			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(t, "IMAGE\tSTATE\tMISSING\tREASON")
+			for _, i := range r.Images {
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", i.Image, i.State, size(i.MissingBytes), i.Reason)
+			}
+			fmt.Fprintf(t, "all\t%s\t%s\t%s free on the data volume\n", map[bool]string{true: "Ready", false: "Not ready"}[r.Ready], size(r.MissingBytes), size(r.FreeBytes))
+			if err := t.Flush(); err != nil {
+				return err
+			}
+		}
+		if !r.Ready {
+			return errors.New("not every image is complete here")
+		}
+		return nil
+	}
+	return cmd
+}
+
+func gcCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "gc",
+		Short: "Collect garbage now: content that nothing refers to any more",
+		Args:  cobra.NoArgs,
+	}
+	dataDir := dataDirFlag(cmd)
+	dryRun := cmd.Flags().Bool("dry-run", false, "only say what would be freed")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var r module.GCResult
+		if err := module.Control(cmd.Context(), *dataDir, "POST", "/methods/gc", map[string]bool{"dryRun": *dryRun}, &r); err != nil {
+			return err
+		}
+		verb := "freed"
+		if *dryRun {
+			verb = "would free"
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %d blobs, %d manifests, %d unfinished transfers, %d unfinished uploads, %d stray files\n",
+			verb, size(r.Bytes), r.Blobs, r.Manifests, r.Partials, r.Uploads, r.Files)
+		return nil
+	}
+	return cmd
+}
