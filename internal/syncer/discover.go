@@ -160,8 +160,13 @@ func (s *Syncer) discoverTags(ctx context.Context, set Settings) (listing, error
 				return set.Parent.Tags(gctx, repo, after, registry.MaxPage)
 			})
 			s.contact(err)
-			if errors.Is(err, registry.ErrNameUnknown) {
+			if err != nil && s.alone(gctx, set, err) {
 				s.repoFailed(repo, err)
+				mu.Lock()
+				defer mu.Unlock()
+				if l.failed == nil && !errors.Is(err, registry.ErrNameUnknown) { // it may come later
+					l.failed = err
+				}
 				return nil
 			}
 			mu.Lock()
@@ -182,9 +187,10 @@ func (s *Syncer) discoverTags(ctx context.Context, set Settings) (listing, error
 }
 
 // resolveTags asks for the digest of each tag of the list. One that was removed since the list was made is left out.
+// One that the parent has and cannot tell of stays here as it is, and does not keep the others.
 func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing) (listing, error) {
 	l := newListing()
-	l.complete = names.complete
+	l.complete, l.failed = names.complete, names.failed
 	var mu sync.Mutex // guards l
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(max(set.Parallel, 4))
@@ -197,10 +203,17 @@ func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing) (
 				if errors.Is(err, registry.ErrManifestUnknown) {
 					return nil
 				}
+				alone := err != nil && s.alone(gctx, set, err)
 				mu.Lock()
 				defer mu.Unlock()
-				if err == nil {
+				switch {
+				case err == nil:
 					here[tag] = d.Digest
+				case alone:
+					l.failed = err
+					l.broken = append(l.broken, brokenTag{repo, tag, err})
+					delete(l.complete, repo) // what is not in the list is not gone
+					return nil
 				}
 				return err
 			})

@@ -23,6 +23,7 @@ type parent struct {
 	info     registry.LayerInfo
 	away     error                                              // every question's answer while set
 	read     func(d registry.Digest, off int64, p []byte) error // called before each read of a blob; an error cuts
+	broken   map[string]error                                   // answers to single questions
 	changes  func() (registry.Changes, error)                   // nil: UNSUPPORTED
 	corrupt  map[registry.Digest]bool
 	calls    map[string]int
@@ -42,6 +43,9 @@ func (p *parent) ask(what string) error {
 	defer p.mu.Unlock()
 	p.calls[what]++
 	p.requests++
+	if err := p.broken[what]; err != nil {
+		return err
+	}
 	return p.away
 }
 

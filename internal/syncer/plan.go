@@ -14,6 +14,14 @@ type listing struct {
 	all       bool                                  // a repository that is not in tags does not exist
 	gone      map[string][]string                   // repository -> tags that the parent says were removed
 	referrers []registry.Change                     // manifests that came to refer to another
+	broken    []brokenTag                           // tags that the parent has and cannot tell of
+	failed    error                                 // why a part of the list is not here; nil when it is whole
+}
+
+// brokenTag is a tag that could not be resolved, while the parent answers other questions.
+type brokenTag struct {
+	repo, tag string
+	err       error
 }
 
 func newListing() listing {
@@ -29,7 +37,7 @@ func (l listing) add(repo, tag string, d registry.Digest) {
 
 // nothing reports whether the parent had nothing to tell.
 func (l listing) nothing() bool {
-	return !l.all && len(l.tags)+len(l.complete)+len(l.gone)+len(l.referrers) == 0
+	return !l.all && l.failed == nil && len(l.tags)+len(l.complete)+len(l.gone)+len(l.referrers) == 0
 }
 
 // want is one image to bring here: the tags that move to it once it is complete.

@@ -2,7 +2,6 @@ package syncer
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"maps"
 	"slices"
@@ -33,8 +32,8 @@ func (s *Syncer) finish(set Settings, before registry.Traffic, out outcome) erro
 	switch {
 	case out.err == nil:
 		st.SyncState, st.LastSuccessfulSyncEndTime = registry.SyncSucceeded, now
-	case errors.Is(out.err, context.DeadlineExceeded):
-		st.SyncState, st.Error = registry.SyncTimedOut, "the window ended; the next one goes on where this stopped"
+	case errors.Is(out.err, errWindow):
+		st.SyncState, st.Error = registry.SyncTimedOut, errWindow.Error()
 	default:
 		st.SyncState, st.Error = registry.SyncFailed, message(out.err)
 		if errors.Is(out.err, registry.ErrDisk) {
@@ -86,6 +85,13 @@ func (s *Syncer) recordRepositories(l listing, p plan, local map[string][]regist
 				registry.TagState{Tag: t, Digest: w.digest})
 		}
 		repos[w.repo] = r
+	}
+	for _, b := range l.broken {
+		r := repos[b.repo]
+		r.Repository = b.repo
+		r.Behind = append(slices.DeleteFunc(slices.Clone(r.Behind), func(t registry.TagState) bool { return t.Tag == b.tag }),
+			registry.TagState{Tag: b.tag, Error: message(b.err)})
+		repos[b.repo] = r
 	}
 }
 

@@ -1,6 +1,7 @@
 package syncer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -50,8 +51,8 @@ func (s *Syncer) Run(ctx context.Context) {
 				failures, lastDone, verify = 0, now, false
 			case errors.Is(err, errInterrupted):
 				verify = true
-			case errors.Is(err, context.DeadlineExceeded):
-				lastDone = now // the window ended; the next one goes on where this stopped
+			case errors.Is(err, errWindow):
+				lastDone = now
 			default:
 				failures++
 				retryAt = s.o.Clock.Now().Add(s.backoff(failures, set))
@@ -123,6 +124,18 @@ func (s *Syncer) backoff(failures int, set Settings) time.Duration {
 // errInterrupted ends an iteration that only waited for the parent to change.
 var errInterrupted = errors.New("interrupted: settings changed or an iteration was asked for")
 
+// errWindow ends an iteration with its window. It is not context.DeadlineExceeded, which a parent that does not answer
+// in time is as well: that one is tried again.
+var errWindow = errors.New("the window ended; the next one goes on where this stopped")
+
+// window returns errWindow in place of what an iteration stopped with when its time was over.
+func window(ctx context.Context, err error) error {
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return errWindow
+	}
+	return err
+}
+
 // iteration is one run.
 type iteration struct {
 	until  time.Time // its window's end; zero for none
@@ -139,7 +152,7 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 	}
 	kind, err := s.probe(ctx, set)
 	if err != nil {
-		return s.finish(set, registry.Traffic{}, outcome{err: err})
+		return s.finish(set, registry.Traffic{}, outcome{err: window(ctx, err)})
 	}
 	before := set.Parent.Traffic()
 	poll := time.Duration(0)
@@ -159,7 +172,7 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 		err = s.meet(ctx, set, err)
 	}
 	if err != nil {
-		return s.finish(set, before, outcome{err: err})
+		return s.finish(set, before, outcome{err: window(ctx, err)})
 	}
 	if l.nothing() && !it.verify {
 		return s.finish(set, before, outcome{})
@@ -229,7 +242,7 @@ func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKi
 				root: registry.Manifest{Descriptor: registry.Descriptor{Digest: w.digest}},
 			})
 			s.recordTags(w, failed[i])
-			if fatal(failed[i]) {
+			if failed[i] != nil && !s.alone(gctx, set, failed[i]) {
 				return failed[i]
 			}
 			return nil
@@ -246,11 +259,14 @@ func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKi
 	if stopped != nil {
 		out.err = stopped
 	}
-	if ctx.Err() != nil {
-		out.err = ctx.Err()
-	}
 	if out.err == nil {
-		out.err = s.lateReferrers(ctx, set, l)
+		out.err = l.failed
+	}
+	if stopped == nil {
+		out.err = cmp.Or(out.err, s.lateReferrers(ctx, set, l))
+	}
+	if ctx.Err() != nil {
+		out.err = window(ctx, ctx.Err())
 	}
 	for repo, tags := range p.untag {
 		n, err := s.store.Untag(ctx, repo, tags)
@@ -273,10 +289,18 @@ func platformsOf(scope registry.Scope, w want) []string {
 	return all
 }
 
-// fatal reports whether the error ends the iteration: going on would meet it again for every image.
-func fatal(err error) bool {
-	return errors.Is(err, registry.ErrUnavailable) || errors.Is(err, registry.ErrDisk) ||
-		errors.Is(err, registry.ErrUnauthorized) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+// alone reports whether an error is of the one thing that was asked for, so that going on makes sense. A parent that
+// does not answer one question may be away, or be unable to read one file of its disk: it is asked who it is.
+func (s *Syncer) alone(ctx context.Context, set Settings, err error) bool {
+	switch {
+	case ctx.Err() != nil, errors.Is(err, registry.ErrDisk):
+		return false
+	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrUnauthorized):
+		_, _, err = set.Parent.Probe(ctx)
+		s.contact(err)
+		return err == nil
+	}
+	return true
 }
 
 // local lists the tags of every repository here.
@@ -345,8 +369,10 @@ func (s *Syncer) referrers(set Settings, kind registry.ParentKind, l listing) re
 	}
 }
 
-// lateReferrers brings referrers that came to the parent after what they refer to was brought here.
+// lateReferrers brings referrers that came to the parent after what they refer to was brought here. One that fails does
+// not keep the others; its error is returned.
 func (s *Syncer) lateReferrers(ctx context.Context, set Settings, l listing) error {
+	var failed error
 	for _, c := range l.referrers {
 		if !set.Scope.MatchRepository(c.Repository) {
 			continue
@@ -358,9 +384,14 @@ func (s *Syncer) lateReferrers(ctx context.Context, set Settings, l listing) err
 			continue // its subject is not in scope
 		}
 		img := image{repo: c.Repository, root: registry.Manifest{Descriptor: registry.Descriptor{Digest: c.Digest}}}
-		if err := s.bring(ctx, img); err != nil && !errors.Is(err, registry.ErrManifestUnknown) {
+		err := s.bring(ctx, img)
+		if err == nil || errors.Is(err, registry.ErrManifestUnknown) {
+			continue
+		}
+		if !s.alone(ctx, set, err) {
 			return err
 		}
+		failed = cmp.Or(failed, err)
 	}
-	return nil
+	return failed
 }
