@@ -26,6 +26,7 @@ func BenchmarkGetManifestByTag(b *testing.B) {
 		}
 	}
 	b.ReportAllocs()
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			if _, err := s.GetManifest(b.Context(), testRepo, registry.TagReference("t7")); err != nil {

@@ -87,7 +87,7 @@ func (t *tx) changes(from cursor, last uint64, limit int, match func(string) boo
 		if err != nil || (match != nil && !match(row.repo)) || (from.full && row.kind == changeGone && from.seq <= from.start) {
 			continue
 		}
-		if e, ok := t.change(row, from.seq); ok {
+		if e, ok := t.change(row); ok {
 			out.Entries = append(out.Entries, e)
 		}
 	}
@@ -98,11 +98,12 @@ func (t *tx) changes(from cursor, last uint64, limit int, match func(string) boo
 	return out
 }
 
-// change is what a row says, unless a later row says something else.
-func (t *tx) change(row changeRow, seq uint64) (registry.Change, bool) {
+// change is what a row says now. The row of a tag or referrer goes when that moves or goes, so only a tombstone can be
+// overtaken: by a tag that came back.
+func (t *tx) change(row changeRow) (registry.Change, bool) {
 	e := registry.Change{Repository: row.repo, Tag: row.tag, Subject: row.subject, Digest: row.digest}
 	if row.kind == changeReferrer {
-		return e, true // its row goes with it
+		return e, true
 	}
 	var current tagRow
 	exists := false
@@ -114,7 +115,7 @@ func (t *tx) change(row changeRow, seq uint64) (registry.Change, bool) {
 		return e, !exists
 	}
 	e.Digest = current.digest
-	return e, exists && current.seq == seq
+	return e, exists
 }
 
 // dropTombstones removes the oldest rows of tags that went when there are too many, and raises the floor below which

@@ -17,9 +17,6 @@ import (
 // errDamaged is a row of the index that cannot be read. Collection stops at it; reads take it as absent.
 var errDamaged = errors.New("store: damaged index row")
 
-// errNoChange makes a transaction that has nothing to write end without a commit.
-var errNoChange = errors.New("store: nothing to write")
-
 // diskTexts says what a client is told for each error of the volume; the first match counts.
 var diskTexts = []struct {
 	err  error

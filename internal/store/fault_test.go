@@ -351,6 +351,43 @@ func TestFault(t *testing.T) {
 	}
 }
 
+// TestFailedSyncIsFinal: a second fsync may succeed though the bytes never reached the disk.
+func TestFailedSyncIsFinal(t *testing.T) {
+	dir := t.TempDir()
+	x := &testFS{dir: dir, only: "fsync"}
+	s := openStore(t, dir, Options{FS: x})
+	b := registrytest.NewBlob(1, 1000)
+	u, err := s.StartUpload(t.Context(), testRepo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Partial(t.Context(), b.Digest, b.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []io.Writer{u, p} {
+		if _, err := w.Write(b.Bytes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.arm(1, false, syscall.EIO)
+	if _, err := u.Commit(t.Context(), b.Digest); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("Commit of an upload: %v, want DiskError", err)
+	}
+	if _, err := s.ResumeUpload(t.Context(), testRepo, u.ID()); !errors.Is(err, registry.ErrBlobUploadUnknown) {
+		t.Errorf("ResumeUpload: %v, want BLOB_UPLOAD_UNKNOWN", err)
+	}
+	x.arm(1, false, syscall.EIO)
+	if err := p.Commit(t.Context()); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("Commit of a partial: %v, want DiskError", err)
+	}
+	p, err = s.Partial(t.Context(), b.Digest, b.Size)
+	if err != nil || p.Size() != 0 {
+		t.Errorf("after a failed fsync: %v, want nothing kept", err)
+	}
+	_ = p.Close()
+}
+
 // TestOrder reads the recorded operations: fsync of the file, rename, fsync of the directory, commit.
 func TestOrder(t *testing.T) {
 	dir := t.TempDir()

@@ -281,7 +281,7 @@ func (g *collection) mark(t *tx) ([]victim, error) {
 		if !ok || err != nil {
 			return errDamaged
 		}
-		if g.expired(row.at, g.graceOf(row)) && !g.leased(d) && !g.s.isOpen(d) {
+		if g.expired(row.at, g.graceOf(row)) && !g.leased(d) {
 			list = append(list, victim{d, row.size})
 		}
 		return nil
@@ -298,14 +298,6 @@ func (g *collection) graceOf(row blobRow) time.Duration {
 		return max(g.grace, partialTTL)
 	}
 	return g.grace
-}
-
-// isOpen reports whether a transfer of the content is under way.
-func (s *Store) isOpen(d registry.Digest) bool {
-	s.partialsMu.Lock()
-	defer s.partialsMu.Unlock()
-	_, ok := s.partials[d]
-	return ok
 }
 
 // sweep marks in a read transaction, then removes rows in short write transactions that check again whether somebody
@@ -335,7 +327,7 @@ func (g *collection) sweepBatch(ctx context.Context, victims []victim) error {
 	err := s.update(ctx, func(t *tx) error {
 		doomed = nil
 		for _, v := range victims {
-			if _, ok := t.blob(v.digest); !ok || s.content.isTouched(v.digest) || s.isOpen(v.digest) || !s.content.doom(v.digest) {
+			if _, ok := t.blob(v.digest); !ok || s.content.isTouched(v.digest) || !s.content.doom(v.digest) {
 				continue
 			}
 			if err := t.remove(t.Bucket(bucketBlobs), digestKey(v.digest)); err != nil {

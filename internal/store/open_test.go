@@ -84,13 +84,15 @@ func TestDamagedIndex(t *testing.T) {
 			rewrite(t, indexPath(dir), change)
 
 			hold := make(chan struct{})
-			x := &testFS{dir: dir}
-			s, err := Open(t.Context(), dir, Options{FS: x, hook: func(step string) error {
+			var now testTime
+			opts := now.options()
+			opts.hook = func(step string) error {
 				if step == "commit" {
 					<-hold // the rebuild waits, so that the state between is seen
 				}
 				return nil
-			}})
+			}
+			s, err := Open(t.Context(), dir, opts)
 			if err != nil {
 				t.Fatalf("Open: %v", err)
 			}
@@ -115,6 +117,7 @@ func TestDamagedIndex(t *testing.T) {
 					}
 				}
 			}
+			now.pass(30 * 24 * time.Hour) // the parent is away
 			if _, err := s.GC(t.Context(), GCOptions{}); err != nil || s.counts.Load().blobs != blobs {
 				t.Errorf("a collection after the rebuild: %v, %d blobs left of %d", err, s.counts.Load().blobs, blobs)
 			}
@@ -304,18 +307,39 @@ func TestFlippedManifest(t *testing.T) {
 	}
 }
 
-func TestOpenErrors(t *testing.T) {
-	wantText := func(t *testing.T, err error, target error, texts ...string) {
-		t.Helper()
-		if !errors.Is(err, target) {
-			t.Fatalf("%v, want %v", err, target)
-		}
-		for _, text := range texts {
-			if !strings.Contains(err.Error(), text) {
-				t.Errorf("%q does not say %q", err, text)
-			}
+func wantText(t *testing.T, err, target error, texts ...string) {
+	t.Helper()
+	if !errors.Is(err, target) {
+		t.Fatalf("%v, want %v", err, target)
+	}
+	for _, text := range texts {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("%q does not say %q", err, text)
 		}
 	}
+}
+
+// TestOpenDiskErrors opens volumes that do not let themselves be used.
+func TestOpenDiskErrors(t *testing.T) {
+	for name, tt := range map[string]struct {
+		errno error
+		texts []string
+	}{
+		"other owner": {syscall.EACCES, []string{"Permission denied", "belongs to uid", "chown"}},
+		"read-only":   {syscall.EROFS, []string{"Permission denied", "read-only"}},
+		"full":        {syscall.ENOSPC, []string{"No space left on device."}},
+		"quota":       {syscall.EDQUOT, []string{"quota"}},
+		"broken disk": {syscall.EIO, []string{"Input/output error"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			_, err := Open(t.Context(), dir, Options{FS: &testFS{dir: dir, failAt: 1, dead: true, err: tt.errno}})
+			wantText(t, err, registry.ErrDisk, tt.texts...)
+		})
+	}
+}
+
+func TestOpenErrors(t *testing.T) {
 	t.Run("two on one volume", func(t *testing.T) {
 		dir := t.TempDir()
 		s := openStore(t, dir, Options{})
@@ -357,22 +381,6 @@ func TestOpenErrors(t *testing.T) {
 			t.Error("the newer index was changed")
 		}
 	})
-	for name, tt := range map[string]struct {
-		errno error
-		texts []string
-	}{
-		"other owner": {syscall.EACCES, []string{"Permission denied", "belongs to uid", "chown"}},
-		"read-only":   {syscall.EROFS, []string{"Permission denied", "read-only"}},
-		"full":        {syscall.ENOSPC, []string{"No space left on device."}},
-		"quota":       {syscall.EDQUOT, []string{"quota"}},
-		"broken disk": {syscall.EIO, []string{"Input/output error"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			_, err := Open(t.Context(), dir, Options{FS: &testFS{dir: dir, failAt: 1, dead: true, err: tt.errno}})
-			wantText(t, err, registry.ErrDisk, tt.texts...)
-		})
-	}
 	t.Run("a file in the place of the directory", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "file")
 		if err := os.WriteFile(path, nil, 0o600); err != nil {

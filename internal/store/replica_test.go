@@ -2,10 +2,8 @@ package store
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"sync"
@@ -122,6 +120,8 @@ func TestUntag(t *testing.T) {
 			}
 		}
 	}
+	bring(t, s, testRepo, b, "b")
+	untag("b") // the index has it
 	untag("same")
 	check(map[registry.Digest]bool{index.Digest: true, a.Digest: true, b.Digest: true, c.Digest: true, signature.Digest: true, ofSignature.Digest: true})
 	untag("index")
@@ -192,194 +192,6 @@ func TestCommitImageRefuses(t *testing.T) {
 	}
 	if list, err := s.Repositories(t.Context(), "", 10); err != nil || len(list) != 0 {
 		t.Errorf("what was refused left %v, %v", list, err)
-	}
-}
-
-func TestPartial(t *testing.T) {
-	b := registrytest.NewBlob(1, 100_000)
-	ctx := context.Background()
-	open := func(t *testing.T, s *Store, size int64) registry.Partial {
-		t.Helper()
-		p, err := s.Partial(ctx, b.Digest, size)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	write := func(t *testing.T, p registry.Partial, content []byte) {
-		t.Helper()
-		if n, err := p.Write(content); err != nil || n != len(content) {
-			t.Fatalf("Write: %d, %v", n, err)
-		}
-	}
-	t.Run("continues in another process", func(t *testing.T) {
-		dir := t.TempDir()
-		for at := 0; at < len(b.Bytes); at += 25_000 {
-			s := openStore(t, dir, Options{})
-			p := open(t, s, b.Size)
-			if p.Size() != int64(at) {
-				t.Fatalf("size %d, want %d", p.Size(), at)
-			}
-			write(t, p, b.Bytes[at:at+10_000])
-			write(t, p, b.Bytes[at+10_000:at+25_000])
-			if at == 75_000 {
-				if err := p.Commit(ctx); err != nil {
-					t.Fatal(err)
-				}
-				if size, ok := s.StatContent(ctx, b.Digest); !ok || size != b.Size {
-					t.Errorf("StatContent: %d, %v", size, ok)
-				}
-				if _, err := s.GetBlob(ctx, testRepo, b.Digest); err == nil {
-					t.Error("content of no repository is served")
-				}
-			} // otherwise the process is killed: no Close
-			closeChecked(t, s)
-		}
-	})
-	t.Run("one at a time", func(t *testing.T) {
-		s := openStore(t, t.TempDir(), Options{})
-		p := open(t, s, b.Size)
-		if _, err := s.Partial(ctx, b.Digest, b.Size); !errors.Is(err, registry.ErrConflict) {
-			t.Errorf("second: %v, want CONFLICT", err)
-		}
-		if err := p.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if err := open(t, s, b.Size).Discard(); err != nil {
-			t.Fatal(err)
-		}
-		if p := open(t, s, 0); p.Size() != 0 {
-			t.Errorf("%d bytes after Discard", p.Size())
-		}
-	})
-	t.Run("wrong content", func(t *testing.T) {
-		s := openStore(t, t.TempDir(), Options{})
-		p := open(t, s, b.Size)
-		write(t, p, make([]byte, b.Size))
-		if _, err := p.Write([]byte("x")); !errors.Is(err, registry.ErrSizeInvalid) {
-			t.Errorf("too long: %v, want SIZE_INVALID", err)
-		}
-		if err := p.Commit(ctx); !errors.Is(err, registry.ErrDigestInvalid) {
-			t.Errorf("Commit: %v, want DIGEST_INVALID", err)
-		}
-		p = open(t, s, b.Size)
-		if p.Size() != 0 {
-			t.Errorf("%d wrong bytes are kept", p.Size())
-		}
-		write(t, p, b.Bytes[:10])
-		if err := p.Commit(ctx); !errors.Is(err, registry.ErrSizeInvalid) {
-			t.Errorf("too short: %v, want SIZE_INVALID", err)
-		}
-		if err := p.Commit(ctx); err == nil {
-			t.Error("Commit twice: no error")
-		}
-		if _, ok := s.StatContent(ctx, b.Digest); ok {
-			t.Error("wrong content is here")
-		}
-	})
-	t.Run("full disk keeps the bytes", func(t *testing.T) {
-		dir := t.TempDir()
-		x := &testFS{dir: dir}
-		s := openStore(t, dir, Options{FS: x})
-		p := open(t, s, b.Size)
-		write(t, p, b.Bytes[:1000])
-		x.arm(1, true, syscall.ENOSPC)
-		n, err := p.Write(b.Bytes[1000:3000])
-		if !errors.Is(err, registry.ErrDisk) {
-			t.Errorf("Write: %v, want DiskError", err)
-		}
-		x.arm(0, false, nil)
-		if p.Size() != int64(1000+n) {
-			t.Errorf("size %d after 1000 and %d bytes", p.Size(), n)
-		}
-		write(t, p, b.Bytes[p.Size():])
-		if err := p.Commit(ctx); err != nil {
-			t.Errorf("Commit after room came back: %v", err)
-		}
-	})
-	t.Run("readers beside the writer", func(t *testing.T) {
-		s := openStore(t, t.TempDir(), Options{})
-		p := open(t, s, b.Size)
-		var wg sync.WaitGroup
-		for range 4 {
-			wg.Go(func() {
-				var got []byte
-				for len(got) < len(b.Bytes) {
-					buf := make([]byte, 7000)
-					n, err := p.ReadAt(buf[:min(int64(len(buf)), p.Size()-int64(len(got)))], int64(len(got)))
-					if err != nil && !errors.Is(err, io.EOF) {
-						t.Errorf("ReadAt: %v", err)
-						return
-					}
-					got = append(got, buf[:n]...)
-				}
-				if !bytes.Equal(got, b.Bytes) {
-					t.Error("other bytes")
-				}
-			})
-		}
-		for at := 0; at < len(b.Bytes); at += 5000 {
-			write(t, p, b.Bytes[at:at+5000])
-		}
-		wg.Wait()
-		if err := p.Commit(ctx); err != nil {
-			t.Fatal(err)
-		}
-	})
-	t.Run("by sha512 and of unknown size", func(t *testing.T) {
-		s := openStore(t, t.TempDir(), Options{})
-		d := digest.SHA512.FromBytes(b.Bytes)
-		p, err := s.Partial(ctx, d, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		write(t, p, b.Bytes)
-		if err := p.Commit(ctx); err != nil {
-			t.Fatal(err)
-		}
-		r, err := s.OpenContent(ctx, d)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Close()
-		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, b.Bytes) {
-			t.Errorf("%d bytes, %v", len(got), err)
-		}
-	})
-}
-
-func TestUploadAfterRestart(t *testing.T) {
-	dir := t.TempDir()
-	s := openStore(t, dir, Options{})
-	b := registrytest.NewBlob(1, 9000)
-	ctx := registry.WithPrincipal(t.Context(), registry.Principal{Name: "line-a"})
-	u, err := s.StartUpload(ctx, testRepo)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := u.Write(b.Bytes[:4000]); err != nil {
-		t.Fatal(err)
-	}
-	closeChecked(t, s)
-	s = openStore(t, dir, Options{})
-	if _, err := s.ResumeUpload(t.Context(), testRepo, u.ID()); !errors.Is(err, registry.ErrBlobUploadUnknown) {
-		t.Errorf("another principal after the restart: %v", err)
-	}
-	if _, err := s.ResumeUpload(ctx, otherRepo, u.ID()); !errors.Is(err, registry.ErrBlobUploadUnknown) {
-		t.Errorf("another repository after the restart: %v", err)
-	}
-	again, err := s.ResumeUpload(ctx, testRepo, u.ID())
-	if err != nil || again.Size() != 4000 {
-		t.Fatalf("ResumeUpload: %v", err)
-	}
-	if _, err := again.Write(b.Bytes[4000:]); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := again.Commit(ctx, b.Digest); err != nil {
-		t.Fatal(err)
-	}
-	if list, err := os.ReadDir(s.path(dirUploads)); err != nil || len(list) != 0 {
-		t.Errorf("left: %v, %v", list, err)
 	}
 }
 
