@@ -58,6 +58,9 @@ type Options struct {
 	// ListenConfig and Dial are the network; nil is the machine's.
 	ListenNet func(ctx context.Context, network, addr string) (net.Listener, error)
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Timeouts and Patience bound how long the parent is waited for; zero takes the defaults of transport and syncer.
+	Timeouts transport.Timeouts
+	Patience time.Duration
 }
 
 // Module is one running registry.
@@ -186,7 +189,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 		}
 	}()
 	m.syncer = syncer.New(ctx, m.store, syncer.Options{
-		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log,
+		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log, Patience: m.o.Patience,
 	})
 	m.restore(ctx)
 	handler := m.routes()

@@ -16,8 +16,7 @@ import (
 const (
 	// readSize is how much of a blob is read, written and announced at a time.
 	readSize = 64 << 10
-	// patience is how long a transfer goes on trying without getting a byte before it gives up for this time. What it
-	// has stays on disk for the next time.
+	// patience is Options.Patience where that is not set.
 	patience = 20 * time.Second
 	// retryFloor and retryCap bound the pause between two attempts of one transfer, before jitter.
 	retryFloor = 50 * time.Millisecond
@@ -152,7 +151,7 @@ func (t *transfer) wait(ctx context.Context) error {
 	}
 }
 
-// run fetches until the blob is committed, the parent denies it, or no byte came for as long as patience lasts.
+// run fetches until the blob is committed, the parent denies it, or no byte came for as long as Options.Patience.
 func (t *transfer) run(ctx context.Context) error {
 	for lied := false; ; lied = true {
 		p, err := t.open(ctx)
@@ -222,8 +221,8 @@ func (t *transfer) fill(ctx context.Context, p registry.Partial) error {
 		}
 		if p.Size() > before {
 			began, pause = s.o.Clock.Now(), retryFloor
-		} else if pause = min(2*pause, retryCap); s.o.Clock.Now().Sub(began) > patience {
-			return err
+		} else if pause = min(2*pause, retryCap); s.o.Clock.Now().Sub(began) > s.o.Patience {
+			return registry.ErrUnavailable.WithMessage("%s stands at %d of %d bytes: %s", t.want.Digest, p.Size(), t.want.Size, message(err)).Wrap(err)
 		}
 		s.o.Logger.Debug("transfer interrupted; it goes on where it stopped", "digest", t.want.Digest, "received", p.Size(), "size", t.want.Size, "error", err)
 		t.step(p.Size(), true)

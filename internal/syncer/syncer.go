@@ -62,6 +62,9 @@ type Options struct {
 	Clock      clock.Clock
 	Logger     *slog.Logger
 	Rand       func() float64 // 0 <= x < 1, for jitter
+	// Patience is how long a transfer goes on trying without getting a byte before it gives up for this time; 0 is 20 s.
+	// What it has stays on disk for the next time.
+	Patience time.Duration
 	// Gate decides, between "all content is here" and "the tags move", whether they may. Nil lets all pass.
 	Gate func(ctx context.Context, image registry.Image) error
 }
@@ -108,6 +111,9 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	}
 	if o.Rand == nil {
 		o.Rand = rand.Float64
+	}
+	if o.Patience <= 0 {
+		o.Patience = patience
 	}
 	s := &Syncer{base: ctx, store: store, o: o, changed: make(chan struct{}), wake: make(chan struct{})}
 	s.state.repos = map[string]registry.RepositoryState{}
