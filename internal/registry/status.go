@@ -13,6 +13,8 @@ type Status struct {
 	LastActivityTime time.Time         `json:"lastActivityTime,omitzero"` // last answer of the parent
 	Parent           ParentStatus      `json:"parent"`
 	Sync             SyncStatus        `json:"registrySyncResult"`
+	Activation       Activation        `json:"activation,omitzero"`
+	LoginServer      LoginServer       `json:"loginServer,omitzero"`
 	StatusDetails    []StatusDetail    `json:"statusDetails,omitempty"` // empty is healthy
 	Transfers        []TransferStatus  `json:"transfers,omitempty"`     // under way now
 	Traffic          Traffic           `json:"traffic"`
@@ -44,6 +46,39 @@ type SyncStatus struct {
 	TagsMoved                 int         `json:"tagsMoved"`
 	TagsRemoved               int         `json:"tagsRemoved"`
 	Error                     string      `json:"error,omitempty"`
+}
+
+// ActivationStatus says whether the registry works with its parent (ARM connectedRegistries, activation.status).
+type ActivationStatus string
+
+// Active from the first time that the parent answered; Inactive before, and after it was deactivated.
+const (
+	Active   ActivationStatus = "Active"
+	Inactive ActivationStatus = "Inactive"
+)
+
+// Activation has ARM's shape.
+type Activation struct {
+	Status ActivationStatus `json:"status"`
+}
+
+// LoginServer is how clients reach the registry, with ARM's shape.
+type LoginServer struct {
+	Host string         `json:"host,omitempty"` // host[:port]; empty is any
+	TLS  LoginServerTLS `json:"tls,omitzero"`
+}
+
+// LoginServerTLS says whether the registry itself speaks TLS; behind an API proxy it does not have to.
+type LoginServerTLS struct {
+	Status      string                 `json:"status"` // Enabled, Disabled
+	Certificate LoginServerCertificate `json:"certificate,omitzero"`
+}
+
+// LoginServerCertificate is where the certificate comes from.
+type LoginServerCertificate struct {
+	Type     string    `json:"type"` // LocalDirectory; WorkloadAPI where IoT Edge makes it
+	Location string    `json:"location,omitempty"`
+	NotAfter time.Time `json:"notAfter,omitzero"`
 }
 
 // OutboxStatus is what was pushed here and is not at the parent yet.

@@ -109,7 +109,7 @@ func same(a, b Document) bool {
 	if a.Err != nil || b.Err != nil {
 		return a.Err != nil && b.Err != nil && a.Err.Error() == b.Err.Error()
 	}
-	return bytes.Equal(a.Raw, b.Raw)
+	return bytes.Equal(a.Raw, b.Raw) && a.Version == b.Version && a.Generation == b.Generation
 }
 
 // watcher is the notifications on the file's directory. The directory is watched and not the file, because a file

@@ -5,7 +5,11 @@ import "context"
 // Document is what a source has at one moment: the configuration document, or why it has none.
 type Document struct {
 	Raw []byte // as it is; nil when Err is set
-	Err error  // gone or unreadable; the last good document stays in force
+	Err error  // gone, unreadable or ErrStale; the last good document stays in force
+	// Version is the twin's $version, and Generation that of the module's identity (IOTEDGE_MODULEGENERATIONID); zero
+	// for a file.
+	Version    int64
+	Generation string
 }
 
 // Source brings the configuration document.
