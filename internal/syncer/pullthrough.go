@@ -146,12 +146,12 @@ func (p *pulls) manifest(ctx context.Context, repo string, ref registry.Referenc
 		}
 		kind, err := p.s.probe(ctx, set)
 		if err != nil {
-			return nil, p.failed(ctx, repo, err)
+			return nil, p.failed(ctx, set, repo, err)
 		}
 		m, err := set.Parent.GetManifest(ctx, repo, ref)
 		p.s.contact(err)
 		if err != nil {
-			return nil, p.failed(ctx, repo, err)
+			return nil, p.failed(ctx, set, repo, err)
 		}
 		return m, p.bring(set, kind, repo, ref, m)
 	})
@@ -166,13 +166,19 @@ func (p *pulls) manifest(ctx context.Context, repo string, ref registry.Referenc
 	}
 }
 
-// failed tells a parent that is away from one that says no.
-func (p *pulls) failed(ctx context.Context, repo string, err error) error {
-	if errors.Is(err, registry.ErrUnavailable) || ctx.Err() != nil || !isAnswer(err) {
-		p.s.contact(registry.ErrUnavailable.WithMessage("%s", message(err)).Wrap(err))
-		return p.away(repo, err, breaker)
+// failed tells a parent that is away, which no miss is taken to for a while, from one that cannot give this. That our
+// credential is refused is not for the client to mend: it would be asked for its own.
+func (p *pulls) failed(ctx context.Context, set Settings, repo string, err error) error {
+	if isAnswer(err) && p.s.alone(ctx, set, err) {
+		if errors.Is(err, registry.ErrUnavailable) || errors.Is(err, registry.ErrUnauthorized) {
+			return p.away(repo, err, 0)
+		}
+		return err
 	}
-	return err
+	if !errors.Is(err, registry.ErrUnauthorized) {
+		p.s.contact(registry.ErrUnavailable.WithMessage("%s", message(err)).Wrap(err))
+	}
+	return p.away(repo, err, breaker)
 }
 
 // known returns a manifest that is on its way.
@@ -247,12 +253,12 @@ func (p *pulls) blob(ctx context.Context, repo string, d registry.Digest, miss e
 	ctx, cancel := context.WithTimeout(ctx, missDeadline)
 	defer cancel()
 	if _, err := p.s.probe(ctx, set); err != nil {
-		return registry.Descriptor{}, p.failed(ctx, repo, err)
+		return registry.Descriptor{}, p.failed(ctx, set, repo, err)
 	}
 	desc, err := set.Parent.ResolveBlob(ctx, repo, d)
 	p.s.contact(err)
 	if err != nil {
-		return registry.Descriptor{}, p.failed(ctx, repo, err)
+		return registry.Descriptor{}, p.failed(ctx, set, repo, err)
 	}
 	return desc, nil
 }
