@@ -170,7 +170,12 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	endpoint, protocol := m.config.Parent.GatewayEndpoint, m.config.Parent.Protocol
 	details := maps.Clone(m.details)
 	m.mu.Unlock()
-	for _, what := range []string{"storage", "source", "parent"} {
+	out.Activation.Status = registry.Inactive
+	out.LoginServer = registry.LoginServer{Host: m.env.LoginServer, TLS: registry.LoginServerTLS{Status: "Disabled"}}
+	if m.certs != nil {
+		out.LoginServer.TLS = registry.LoginServerTLS{Status: "Enabled", Certificate: m.certs.describe()}
+	}
+	for _, what := range []string{"storage", "certificate", "source", "parent"} {
 		if d, ok := details[what]; ok {
 			out.StatusDetails = append(out.StatusDetails, d)
 		}
@@ -192,5 +197,8 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	}
 	m.syncer.Describe(&out)
 	out.Parent.GatewayEndpoint, out.Parent.Protocol = endpoint, protocol
+	if !out.LastActivityTime.IsZero() {
+		out.Activation.Status = registry.Active
+	}
 	return out
 }

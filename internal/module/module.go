@@ -6,6 +6,7 @@ package module
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,7 @@ type Options struct {
 	ConfigFile string // configuration document; empty: only what was in force last, else defaults
 	Listen     string // service listener, host:port
 	Management string // health listener, host:port; empty for none
+	ListenTLS  string // service listener with TLS, host:port; empty for none
 	Name       string // connected registry name; the connection string's is stronger
 
 	AnonymousPull       bool // clients without a token may pull
@@ -68,6 +70,9 @@ type Module struct {
 	o       Options
 	env     twin.Environment
 	envErrs []registry.FieldError
+	edge    twin.Edge      // zero outside IoT Edge
+	work    *twin.Workload // nil outside IoT Edge
+	certs   *certificates  // nil without a TLS listener
 	log     *slog.Logger
 	clock   *clock.Floored
 	dataDir string
@@ -98,17 +103,37 @@ func Run(ctx context.Context, o Options) error {
 	if listen == nil {
 		listen = (&net.ListenConfig{}).Listen
 	}
-	ln, err := listen(ctx, "tcp", o.Listen)
-	if err != nil {
-		return fmt.Errorf("service listener: %w", err)
-	}
-	var mln net.Listener
-	if o.Management != "" {
-		if mln, err = listen(ctx, "tcp", o.Management); err != nil {
-			return errors.Join(fmt.Errorf("management listener: %w", err), ln.Close())
+	var open []listener
+	for _, l := range []listener{
+		{name: "service", addr: o.Listen, handler: http.HandlerFunc(m.serve)},
+		{name: "TLS", addr: o.ListenTLS, handler: http.HandlerFunc(m.serve), tls: true},
+		{name: "management", addr: o.Management, handler: m.management()},
+	} {
+		if l.addr == "" {
+			continue
 		}
+		var err error
+		if l.Listener, err = listen(ctx, "tcp", l.addr); err != nil {
+			for _, other := range open {
+				err = errors.Join(err, other.Close())
+			}
+			return fmt.Errorf("%s listener: %w", l.name, err)
+		}
+		open = append(open, l)
 	}
-	return m.run(ctx, ln, mln)
+	if len(open) == 0 {
+		return errors.New("there is no address to listen on")
+	}
+	return m.run(ctx, open)
+}
+
+// listener is one address that the module listens on.
+type listener struct {
+	net.Listener
+	name    string
+	addr    string
+	handler http.Handler
+	tls     bool
 }
 
 func newModule(o Options) *Module {
@@ -124,9 +149,6 @@ func newModule(o Options) *Module {
 		details: map[string]registry.StatusDetail{}, config: twin.Defaults(),
 	}
 	m.env, m.envErrs = twin.FromEnvironment(o.Lookup)
-	for _, e := range m.envErrs {
-		m.log.Error("environment", "variable", e.Path, "error", e.Message)
-	}
 	m.dataDir = o.DataDir
 	if m.dataDir == "" {
 		m.dataDir = m.env.DataVolume
@@ -135,30 +157,55 @@ func newModule(o Options) *Module {
 	if m.name == "" {
 		m.name = o.Name
 	}
+	var edgeErrs []registry.FieldError
+	m.edge, edgeErrs = twin.EdgeEnvironment(o.Lookup)
+	m.envErrs = append(m.envErrs, edgeErrs...)
+	if m.edge.Present() {
+		var err error
+		if m.work, err = twin.NewWorkload(m.edge, twin.WorkloadOptions{Log: m.log}); err != nil {
+			m.envErrs = append(m.envErrs, registry.FieldError{Path: "IOTEDGE_WORKLOADURI", Message: err.Error()})
+		}
+	}
+	for _, e := range m.envErrs {
+		m.log.Error("environment", "variable", e.Path, "error", e.Message)
+	}
+	if o.ListenTLS != "" {
+		m.certs = &certificates{dir: m.env.CertificateVolume, name: m.certificateName(), now: m.clock.Now}
+		if m.work != nil { // a nil *Workload in the interface would not be nil
+			m.certs.make = m.work
+		}
+	}
 	m.mode.Store(m.config.Mode)
 	m.auth = auth.New(auth.Options{Clock: m.clock, AnonymousPull: o.AnonymousPull || o.AnonymousPush, AnonymousPush: o.AnonymousPush})
 	return m
 }
 
-// run serves on the listeners. The order matters: clients get an answer from the first moment, and the listener is
+// run serves on the listeners. The order matters: clients get an answer from the first moment, and the listeners are
 // the last to go.
-func (m *Module) run(ctx context.Context, ln, mln net.Listener) error {
+func (m *Module) run(ctx context.Context, open []listener) error {
 	// What works on the data volume goes on until the last request is answered.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	service := transport.NewServer(http.HandlerFunc(m.serve), transport.ServerOptions{Logger: m.log})
-	service.RegisterOnShutdown(func() { close(m.closing) })
-	servers := map[*http.Server]net.Listener{service: ln}
-	if mln != nil {
-		servers[transport.NewServer(m.management(), transport.ServerOptions{Logger: m.log})] = mln
-	}
-	failed := make(chan error, len(servers))
-	for server, l := range servers {
-		go func() { failed <- server.Serve(l) }()
-	}
 	var background sync.WaitGroup
-	background.Go(func() { m.live(work, ln.Addr().String()) })
-	m.log.Info("listening", "address", ln.Addr().String(), "dataVolume", m.dataDir, "version", m.o.Version)
+	var closing sync.Once
+	var servers []*http.Server
+	failed := make(chan error, len(open))
+	for _, l := range open {
+		server := transport.NewServer(l.handler, transport.ServerOptions{Logger: m.log})
+		server.RegisterOnShutdown(func() { closing.Do(func() { close(m.closing) }) })
+		servers = append(servers, server)
+		if !l.tls {
+			go func() { failed <- server.Serve(l) }()
+			continue
+		}
+		server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: m.certs.get}
+		go func() { failed <- server.ServeTLS(l, "", "") }()
+		background.Go(func() { m.certs.run(work, m.certificateState) })
+	}
+	background.Go(func() { m.live(work, open[0].Addr().String()) })
+	for _, l := range open {
+		m.log.Info("listening", "listener", l.name, "address", l.Addr().String(), "dataVolume", m.dataDir, "version", m.o.Version)
+	}
 
 	var err error
 	select {
@@ -168,7 +215,7 @@ func (m *Module) run(ctx context.Context, ln, mln net.Listener) error {
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
-	for server := range servers {
+	for _, server := range servers {
 		if server.Shutdown(drain) != nil {
 			_ = server.Close() // the time is over: what is left is cut, and clients resume
 		}
