@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -43,12 +44,12 @@ func newCertificate(t *testing.T, name string, from, to time.Time) (cert, key []
 type daemon struct {
 	t    *testing.T
 	made int
-	err  error
+	away atomic.Bool
 }
 
 func (d *daemon) ServerCertificate(_ context.Context, name string) (twin.ServerCertificate, error) {
-	if d.err != nil {
-		return twin.ServerCertificate{}, d.err
+	if d.away.Load() {
+		return twin.ServerCertificate{}, errors.New("closed without an answer")
 	}
 	d.made++
 	now := time.Now()
@@ -66,23 +67,20 @@ func TestCertificateIsRenewed(t *testing.T) {
 		go c.run(ctx, func(error) {})
 		for hour := range 24 * 90 {
 			time.Sleep(time.Hour)
-			d.err = nil
-			if hour/24 == 20 {
-				d.err = errors.New("closed without an answer")
-			}
+			d.away.Store(hour/24 == 20)
 			cert, err := c.get(nil)
 			if err != nil || !time.Now().Before(cert.Leaf.NotAfter) {
 				t.Fatalf("after %d hours: %v", hour, err)
 			}
 		}
+		cancel()
+		synctest.Wait()
 		if d.made < 4 || d.made > 6 {
 			t.Errorf("%d certificates in three months, want one each 20 days", d.made)
 		}
 		if s := c.describe(); s.Type != "WorkloadAPI" || s.NotAfter.IsZero() {
 			t.Errorf("status: %+v", s)
 		}
-		cancel()
-		synctest.Wait()
 	})
 }
 
