@@ -3,7 +3,9 @@
 //
 // A token is a name with up to two machine-made passwords, of which only the SHA-256 is known here, and a scope map.
 // The challenge is Basic: a Bearer realm must be an absolute URL, and no URL is right on every hop of a chain of API
-// proxies. Who has no credentials is anonymous, and may do only what a local option grants.
+// proxies. Bearer tokens are issued and accepted all the same. They are signed here and say what they are for, never what
+// is permitted: that is looked up in the scope map at each use, so that what is taken away is gone at once. Who has no
+// credentials is anonymous, and may do only what a local option grants.
 package auth
 
 import (
@@ -12,6 +14,7 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -27,8 +30,12 @@ type Options struct {
 	// Docker engine never sends credentials; other clients do when they meet a 401.
 	AnonymousPull bool
 	AnonymousPush bool
-	Clock         clock.Clock  // for the expiry of passwords; nil is the machine's
-	Logger        *slog.Logger // nil discards
+	// BearerChallenge answers 401 with the address of the token endpoint, for clients that know no Basic. It is a local
+	// flag too: the address has to be right for every client.
+	BearerChallenge bool
+	TokenLife       time.Duration // of access tokens, 5 to 75 minutes; 0 is 30 minutes
+	Clock           clock.Clock   // for the expiry of passwords and tokens; nil is the machine's
+	Logger          *slog.Logger  // nil discards
 }
 
 // Authenticator holds the tokens that are in force. It is safe for concurrent use.
@@ -36,13 +43,21 @@ type Authenticator struct {
 	clock     clock.Clock
 	logger    *slog.Logger
 	anonymous Identity
-	admits    bool // anonymous requests
-	tokens    atomic.Pointer[map[string]token]
+
+	bearerChallenge bool
+	admits          bool // anonymous requests
+	life            time.Duration
+	keys            keys
+	tokens          atomic.Pointer[map[string]token]
 }
 
 // New returns an Authenticator without tokens.
 func New(o Options) *Authenticator {
-	a := &Authenticator{clock: o.Clock, logger: o.Logger, admits: o.AnonymousPull || o.AnonymousPush}
+	a := &Authenticator{clock: o.Clock, logger: o.Logger, admits: o.AnonymousPull || o.AnonymousPush, bearerChallenge: o.BearerChallenge}
+	a.life = min(max(o.TokenLife, minLife), maxLife)
+	if o.TokenLife == 0 {
+		a.life = defaultLife
+	}
 	if a.clock == nil {
 		a.clock = clock.System()
 	}
@@ -91,6 +106,9 @@ func (a *Authenticator) Update(tokens map[string]registry.ClientToken, maps map[
 type Identity struct {
 	principal   registry.Principal
 	permissions []registry.Permission
+	credential  string  // fingerprint of the password
+	bearer      bool    // came with an access token: only what access is for
+	access      []entry // what the access token is for
 }
 
 // Principal returns the name; that of an anonymous client is empty.
@@ -110,6 +128,11 @@ func (i Identity) CanGateway(name string, action registry.Action) bool {
 }
 
 func (i Identity) allowed(resource, name string, action registry.Action) bool {
+	return i.permits(resource, name, action) && (!i.bearer || covers(i.access, resource, name, action))
+}
+
+// permits reports whether the scope map does, whatever an access token is for.
+func (i Identity) permits(resource, name string, action registry.Action) bool {
 	for _, p := range i.permissions {
 		if p.Allows(resource, name, action) {
 			return true
@@ -119,9 +142,14 @@ func (i Identity) allowed(resource, name string, action registry.Action) bool {
 }
 
 // CanList reports whether the repository is shown to the identity in lists of repositories (ACR connected registry:
-// both content/read and metadata/read).
+// both content/read and metadata/read). An access token is for that when it is for the list, or for the repository.
 func (i Identity) CanList(repo string) bool {
-	return i.Can(repo, registry.ContentRead) && i.Can(repo, registry.MetadataRead)
+	for _, action := range []registry.Action{registry.ContentRead, registry.MetadataRead} {
+		if !i.permits(registry.ResourceRepositories, repo, action) {
+			return false
+		}
+	}
+	return !i.bearer || coversCatalog(i.access) || covers(i.access, registry.ResourceRepositories, repo, registry.ContentRead)
 }
 
 type identityKey struct{}
@@ -143,16 +171,24 @@ func (a *Authenticator) Enter(r *http.Request) (context.Context, error) {
 	return registry.WithPrincipal(context.WithValue(r.Context(), identityKey{}, i), i.principal), nil
 }
 
-// Check returns nil when whom ctx acts for may do the action on the repository.
+// Check returns nil when whom ctx acts for may do the action on the repository. registry.CatalogList needs no permission,
+// because the list is filtered, but an access token that is for it.
 //
-// Errors: DENIED for a token, UNAUTHORIZED for an anonymous client, who may have credentials still.
+// Errors: DENIED for a token, UNAUTHORIZED for an anonymous client, who may have credentials still, and for an access
+// token that is not for this, where its holder may get one that is.
 func (a *Authenticator) Check(ctx context.Context, repo string, action registry.Action) error {
 	i := FromContext(ctx)
+	list := action == registry.CatalogList
+	permitted := list || i.permits(registry.ResourceRepositories, repo, action)
 	switch {
-	case i.Can(repo, action):
+	case list && (!i.bearer || coversCatalog(i.access)) || !list && i.Can(repo, action):
 		return nil
-	case i.Anonymous():
-		return registry.ErrUnauthorized.WithDetail([]map[string]string{{"Type": "repository", "Name": repo, "Action": string(action)}})
+	case i.Anonymous() && !permitted, i.bearer && permitted:
+		kind := typeRepository
+		if list {
+			kind, repo = typeRegistry, "catalog"
+		}
+		return registry.ErrUnauthorized.WithDetail([]map[string]string{{"Type": kind, "Name": repo, "Action": string(action)}})
 	}
 	a.logger.Info("denied", "token", i.principal.Name, "repository", repo, "action", string(action))
 	return errScopes
@@ -172,11 +208,6 @@ func (a *Authenticator) Reader(r *http.Request) (may func(repo string) bool, err
 		return nil, err
 	}
 	return i.CanList, nil
-}
-
-// Challenge adds to an answer 401 what a client needs to know to authenticate.
-func (a *Authenticator) Challenge(h http.Header) {
-	h.Set("Www-Authenticate", `Basic realm="`+Realm+`"`)
 }
 
 // errScopes has the text of ACR for a token whose scope map does not permit the operation.

@@ -15,16 +15,19 @@ const slots = 2
 
 // token is a ClientToken with its scope map looked up.
 type token struct {
-	passwords   [slots]registry.TokenPassword
-	enabled     bool
-	permissions []registry.Permission
+	passwords    [slots]registry.TokenPassword
+	fingerprints [slots]string // of the passwords, for access tokens; empty for an empty slot
+	enabled      bool
+	permissions  []registry.Permission
 }
 
 // newToken takes the first two passwords; the configuration allows no more. An empty slot is a hash of nothing: no
 // password is known, or will be, that has it.
 func newToken(t registry.ClientToken, permissions []registry.Permission) token {
 	made := token{enabled: t.Enabled, permissions: permissions}
-	copy(made.passwords[:], t.Passwords)
+	for n := range copy(made.passwords[:], t.Passwords) {
+		made.fingerprints[n] = fingerprint(made.passwords[n])
+	}
 	return made
 }
 
@@ -46,9 +49,12 @@ func (a *Authenticator) Authenticate(r *http.Request) (Identity, error) {
 	case len(headers) > 1:
 		return Identity{}, registry.ErrUnauthorized.WithMessage("more than one Authorization header")
 	}
+	if text, ok := cutScheme(headers[0], "Bearer"); ok {
+		return a.bearer(text)
+	}
 	user, password, ok := r.BasicAuth()
 	if !ok {
-		return Identity{}, registry.ErrUnauthorized.WithMessage("the Authorization header is not Basic with a token's name and password")
+		return Identity{}, registry.ErrUnauthorized.WithMessage("the Authorization header is neither Basic with a token's name and password nor Bearer with an access token")
 	}
 	return a.login(strings.ToLower(user), password)
 }
@@ -58,12 +64,13 @@ func (a *Authenticator) login(name, password string) (Identity, error) {
 	t, known := (*a.tokens.Load())[name]
 	sum := sha256.Sum256([]byte(password))
 	now := a.clock.Now()
-	matched, valid := 0, 0
-	for _, p := range t.passwords {
+	matched, valid, slot := 0, 0, 0
+	for n, p := range t.passwords {
 		hit := subtle.ConstantTimeCompare(sum[:], p.SHA256[:])
 		matched |= hit
 		if unexpired(p.Expiry, now) {
 			valid |= hit
+			slot = subtle.ConstantTimeSelect(hit, n, slot)
 		}
 	}
 	// Only who has a right password gets to know more than that it did not work.
@@ -78,7 +85,7 @@ func (a *Authenticator) login(name, password string) (Identity, error) {
 		a.logger.Info("authentication failed: the password has expired", "token", name)
 		return Identity{}, registry.ErrUnauthorized.WithMessage("the password of token %q has expired: generate a new one", name)
 	}
-	return Identity{principal: registry.Principal{Name: name}, permissions: t.permissions}, nil
+	return Identity{principal: registry.Principal{Name: name}, permissions: t.permissions, credential: t.fingerprints[slot]}, nil
 }
 
 // unexpired reports whether a password that ends at expiry (zero: never) works at now.

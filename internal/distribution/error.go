@@ -36,8 +36,11 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	for _, key := range []string{"Etag", "Docker-Content-Digest", "Content-Length"} {
 		h.Del(key) // they speak of content that is not sent
 	}
-	if status == http.StatusUnauthorized {
-		s.access.Challenge(h)
+	switch {
+	case status != http.StatusUnauthorized:
+		h.Del("Www-Authenticate")
+	case h.Get("Www-Authenticate") == "":
+		s.access.ChallengeFor(h, r, "", "")
 	}
 	if e.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.FormatInt(int64(math.Ceil(e.RetryAfter.Seconds())), 10))

@@ -20,7 +20,7 @@ type route struct {
 var routes = []route{
 	{KindPing, http.MethodGet, "", (*server).ping},
 	{KindPing, http.MethodHead, "", (*server).ping},
-	{KindCatalog, http.MethodGet, "", (*server).listRepositories},
+	{KindCatalog, http.MethodGet, registry.CatalogList, (*server).listRepositories},
 	{KindTags, http.MethodGet, registry.MetadataRead, (*server).listTags},
 	{KindReferrers, http.MethodGet, registry.ContentRead, (*server).listReferrers},
 

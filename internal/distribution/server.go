@@ -25,8 +25,9 @@ type Access interface {
 	Enter(r *http.Request) (context.Context, error)
 	// Check returns nil when whom ctx acts for may do the action on the repository. Errors: UNAUTHORIZED, DENIED.
 	Check(ctx context.Context, repo string, action registry.Action) error
-	// Challenge adds to an answer 401 what a client needs to know to authenticate.
-	Challenge(h http.Header)
+	// ChallengeFor adds to an answer 401 what a client needs to know to come back with the right to do the action on the
+	// repository; both may be empty.
+	ChallengeFor(h http.Header, r *http.Request, repo string, action registry.Action)
 }
 
 // Options of a server; the zero value works.
@@ -92,13 +93,12 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	ctx, err := s.access.Enter(r)
-	if err != nil {
-		return err
+	if err == nil && rt.action != "" {
+		err = s.access.Check(ctx, req.Repo, rt.action)
 	}
-	if rt.action != "" {
-		if err := s.access.Check(ctx, req.Repo, rt.action); err != nil {
-			return err
-		}
+	if err != nil {
+		s.access.ChallengeFor(w.Header(), r, req.Repo, rt.action) // writeError takes it away unless the answer is 401
+		return err
 	}
 	return rt.handle(s, w, r.WithContext(ctx), req)
 }

@@ -27,6 +27,10 @@ const (
 	MessageWrite Action = "message/write"
 )
 
+// CatalogList is the list of repositories. It stands in no scope map: everybody may ask, and sees what they may read. An
+// access token has to be for it.
+const CatalogList Action = "catalog/list"
+
 // The resources that a permission can be about.
 const (
 	ResourceRepositories = "repositories"

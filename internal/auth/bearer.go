@@ -1,0 +1,167 @@
+package auth
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+const (
+	issuer = "connected-registry"
+	// maxToken is the size of a token, in bytes, above which it is not looked at.
+	maxToken = 16 << 10
+	// Life of an access token. Clients read it from the token; ACR's live 75 minutes.
+	defaultLife = 30 * time.Minute
+	minLife     = 5 * time.Minute
+	maxLife     = 75 * time.Minute
+	// refreshLife is how long a refresh token lives (ACR: three hours).
+	refreshLife = 3 * time.Hour
+)
+
+// What a token is for; it is also the end of its audience, so that none passes for the other.
+const (
+	useAccess  = "access_token"
+	useRefresh = "refresh_token"
+)
+
+// claims of a token. All of them are checked, and the scope map once more at every use.
+type claims struct {
+	jwt.RegisteredClaims
+	Use        string  `json:"grant_type"`
+	Credential string  `json:"credential,omitempty"` // fingerprint of the password that the token was got with
+	Access     []entry `json:"access,omitempty"`
+}
+
+// errToken tells a client that its token is of no use; which check failed stands in the log only.
+var errToken = registry.ErrUnauthorized.WithMessage("the access token is invalid or has expired: get a new one")
+
+// fingerprint names a password of a token without telling anything of it.
+func fingerprint(p registry.TokenPassword) string {
+	sum := sha256.Sum256(append([]byte("credential "), p.SHA256[:]...))
+	return hex.EncodeToString(sum[:8])
+}
+
+// issue signs a token for an identity. Errors: UNAVAILABLE before Open; UNSUPPORTED with status 400 when the token would
+// be larger than what is accepted.
+func (a *Authenticator) issue(ctx context.Context, i Identity, use string, access []entry) (string, time.Duration, error) {
+	key, audience, ok := a.signer(ctx)
+	if !ok {
+		return "", 0, registry.ErrUnavailable.WithMessage("tokens are issued as soon as the data volume is open").WithRetryAfter(5 * time.Second)
+	}
+	life := a.life
+	if use == useRefresh {
+		life = refreshLife
+	}
+	now := a.clock.Now()
+	t := jwt.NewWithClaims(jwt.SigningMethodHS256, claims{
+		RegisteredClaims: jwt.RegisteredClaims{
+			Issuer: issuer, Subject: i.principal.Name, Audience: jwt.ClaimStrings{audience + "/" + use}, ID: randomText(12),
+			IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(life)),
+		},
+		Use: use, Credential: i.credential, Access: access,
+	})
+	t.Header["kid"] = key.ID
+	signed, err := t.SignedString(key.Secret)
+	if err != nil {
+		return "", 0, registry.ErrInternal.Wrap(err)
+	}
+	if len(signed) > maxToken {
+		return "", 0, badRequest("a token for these scopes would be larger than %d bytes", maxToken)
+	}
+	return signed, life, nil
+}
+
+// bearer returns whom an access token speaks for, with what the scope map permits now and no more than what the token
+// is for. Errors: UNAUTHORIZED.
+func (a *Authenticator) bearer(text string) (Identity, error) {
+	return a.verify(text, useAccess)
+}
+
+func (a *Authenticator) verify(text, use string) (Identity, error) {
+	i, err := a.check(text, use)
+	if err != nil {
+		a.logger.Info("authentication failed: the token is not accepted", "use", use, "error", err)
+		return Identity{}, errToken
+	}
+	return i, nil
+}
+
+// check verifies a token: one algorithm, a key of our own by its id, issuer, audience, use, expiry, begin, and that the
+// client token and the password that it was got with are still in force.
+func (a *Authenticator) check(text, use string) (Identity, error) {
+	if len(text) > maxToken {
+		return Identity{}, fmt.Errorf("a token of %d bytes", len(text))
+	}
+	var c claims
+	_, err := a.parser(use).ParseWithClaims(text, &c, func(t *jwt.Token) (any, error) {
+		for name := range t.Header {
+			if name != "alg" && name != "typ" && name != "kid" {
+				return nil, errors.New("a header parameter that is not ours") // jwk, jku, x5u, x5c, crit
+			}
+		}
+		id, _ := t.Header["kid"].(string)
+		secret, ok := a.verifier(id)
+		if !ok {
+			return nil, errors.New("a key that is not ours")
+		}
+		return secret, nil
+	})
+	switch {
+	case err != nil:
+		return Identity{}, err
+	case c.Use != use || len(c.Audience) != 1:
+		return Identity{}, errors.New("a token for another use")
+	}
+	i, err := a.holder(c)
+	if err != nil {
+		return Identity{}, err
+	}
+	i.bearer, i.access = use == useAccess, c.Access
+	return i, nil
+}
+
+// parser is strict. It is made for each token: the audience is known from Open on only.
+func (a *Authenticator) parser(use string) *jwt.Parser {
+	return jwt.NewParser(
+		jwt.WithValidMethods([]string{jwt.SigningMethodHS256.Alg()}), jwt.WithStrictDecoding(),
+		jwt.WithIssuer(issuer), jwt.WithAudience(a.audience()+"/"+use),
+		jwt.WithExpirationRequired(), jwt.WithNotBeforeRequired(), jwt.WithIssuedAt(), jwt.WithTimeFunc(a.clock.Now),
+	)
+}
+
+// holder looks up who a token was issued to, as that one is now.
+func (a *Authenticator) holder(c claims) (Identity, error) {
+	if c.Subject == "" {
+		if !a.admits || c.Credential != "" {
+			return Identity{}, errors.New("anonymous clients are not admitted")
+		}
+		return a.anonymous, nil
+	}
+	t, known := (*a.tokens.Load())[c.Subject]
+	if !known || !t.enabled {
+		return Identity{}, errors.New("the client token is gone or disabled")
+	}
+	now := a.clock.Now()
+	for n, p := range t.passwords {
+		if t.fingerprints[n] == c.Credential && c.Credential != "" && unexpired(p.Expiry, now) {
+			return Identity{principal: registry.Principal{Name: c.Subject}, permissions: t.permissions, credential: c.Credential}, nil
+		}
+	}
+	return Identity{}, errors.New("the password that the token was got with is no longer in force")
+}
+
+// cutScheme returns what follows the scheme of an Authorization header, in whatever case the scheme is.
+func cutScheme(header, scheme string) (string, bool) {
+	if len(header) <= len(scheme) || !strings.EqualFold(header[:len(scheme)], scheme) || header[len(scheme)] != ' ' {
+		return "", false
+	}
+	return strings.TrimLeft(header[len(scheme)+1:], " "), true
+}
