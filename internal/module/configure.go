@@ -1,7 +1,6 @@
 package module
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -13,43 +12,21 @@ import (
 	"github.com/connected-registry/connected-registry/internal/upstream"
 )
 
-// lastGood is the document that was last in force without an error; a start without its source uses it.
-const lastGood = "config/last-good"
-
 // restore puts the last good document in force, before any source is asked.
-func (m *Module) restore(ctx context.Context) {
-	raw, err := m.store.Document(ctx, lastGood)
-	if err != nil {
-		m.log.Error("the last good configuration cannot be read; starting with defaults", "error", err)
-	}
+func (m *Module) restore(record twin.Record) {
 	status := registry.ConfigStatus{Source: "default", Applied: m.clock.Now()}
 	config := twin.Defaults()
-	if raw != nil {
-		config, status.Errors = twin.Parse(raw, twin.ParseOptions{Env: m.o.Lookup})
+	if record.Raw != nil {
+		config, status.Errors = twin.Parse(record.Raw, twin.ParseOptions{Env: m.o.Lookup})
 		status.Source = "last-good"
 	}
 	m.apply(config, status)
 }
 
-// watch follows the source of the configuration.
-func (m *Module) watch(ctx context.Context) {
-	if m.o.ConfigFile == "" {
-		return
-	}
-	var source twin.Source = twin.NewFile(m.o.ConfigFile, twin.FileOptions{Log: m.log})
-	for doc := range source.Watch(ctx) {
-		m.take(ctx, source.Name(), doc)
-	}
-}
-
 // take puts a document in force: its good sections at once, its bad ones not at all.
 func (m *Module) take(ctx context.Context, from string, doc twin.Document) {
 	if doc.Err != nil {
-		m.log.Error("the configuration cannot be read; what was in force stays", "source", from, "error", doc.Err)
-		m.wrong("source", registry.StatusDetail{
-			Type: "Configuration", Code: "ConfigurationUnavailable",
-			Description: fmt.Sprintf("the %s cannot be read (%v); the last good configuration stays in force", from, doc.Err),
-		})
+		m.unavailable(from, doc.Err)
 		return
 	}
 	m.clear("source")
@@ -61,11 +38,11 @@ func (m *Module) take(ctx context.Context, from string, doc twin.Document) {
 		m.log.Error("configuration: the section keeps its old value", "path", e.Path, "error", e.Message)
 	}
 	m.apply(config, registry.ConfigStatus{Source: from, Applied: m.clock.Now(), Errors: errs})
-	if len(errs) > 0 {
-		return
-	}
-	if err := m.store.PutDocument(ctx, lastGood, bytes.Clone(doc.Raw)); err != nil {
-		m.log.Error("the configuration is in force but could not be kept for the next start", "error", err)
+	m.mu.Lock()
+	m.acks = twin.Acknowledge(doc, config, errs)
+	m.mu.Unlock()
+	if len(errs) == 0 {
+		m.keep(ctx, doc)
 	}
 }
 

@@ -83,14 +83,18 @@ type Module struct {
 	opened  chan struct{}                // closed when the data volume is open
 	store   *store.Store                 // valid after opened
 	syncer  *syncer.Syncer               // valid after opened
+	hub     *twin.EdgeHub                // valid after opened; nil without a module twin
 	auth    *auth.Authenticator
 	mode    atomic.Value // registry.Mode
+
+	reporter *twin.Reporter // with hub
 
 	mu        sync.Mutex
 	config    registry.Config
 	parent    *upstream.Parent
 	parentKey string
 	source    registry.ConfigStatus
+	acks      map[string]twin.Ack
 	details   map[string]registry.StatusDetail // by what is wrong
 	gcChanged chan struct{}
 }
@@ -238,7 +242,9 @@ func (m *Module) live(ctx context.Context, addr string) {
 	m.syncer = syncer.New(ctx, m.store, syncer.Options{
 		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log, Patience: m.o.Patience,
 	})
-	m.restore(ctx)
+	record := m.lastRecord(ctx)
+	m.restore(record)
+	m.hub = m.newEdgeHub(record)
 	handler := m.routes()
 	m.handler.Store(&handler)
 	close(m.opened)
@@ -250,6 +256,8 @@ func (m *Module) live(ctx context.Context, addr string) {
 	group.Go(func() { m.collect(ctx) })
 	group.Go(func() { m.watch(ctx) })
 	group.Go(func() { m.control(ctx) })
+	group.Go(func() { m.report(ctx) })
+	group.Go(func() { m.tell(ctx) })
 	group.Wait()
 	m.syncer.Wait()
 	if p := m.takeParent(); p != nil {
