@@ -338,7 +338,7 @@ func (s *Store) load() error {
 	})
 }
 
-// boltOptions never has NoSync. The free list is not written, which saves a quarter of the bytes of a small commit; it
+// boltOptions never has NoSync in a release. The free list is not written, which saves a quarter of the bytes of a small commit; it
 // is found again at start, by a walk that verifyIndex has made safe.
 func boltOptions(f *os.File, timeout time.Duration) *bbolt.Options {
 	maxSize := int64(8) << 30
@@ -348,6 +348,7 @@ func boltOptions(f *os.File, timeout time.Duration) *bbolt.Options {
 	given := false
 	return &bbolt.Options{
 		Timeout:         timeout,
+		NoSync:          omitIndexSync,
 		NoFreelistSync:  true,
 		FreelistType:    bbolt.FreelistMapType,
 		InitialMmapSize: 1 << 20,

@@ -62,16 +62,7 @@ func (s *Store) CommitImage(ctx context.Context, image registry.Image) (kept []s
 			s.withdraw(placed)
 		}
 	}()
-	for _, m := range list {
-		if size, ok := s.StatContent(ctx, m.Digest); ok && size == m.Size {
-			continue
-		}
-		if err := s.placeManifest(m.Manifest); err != nil {
-			return nil, err
-		}
-		placed = append(placed, m.Digest)
-	}
-	err = s.update(ctx, func(t *tx) error {
+	rows := func(t *tx) error {
 		r, err := t.makeRepo(image.Repository)
 		if err != nil {
 			return err
@@ -87,8 +78,20 @@ func (s *Store) CommitImage(ctx context.Context, image registry.Image) (kept []s
 		}
 		kept, err = r.syncTags(image.Tags, root)
 		return err
-	})
-	if err != nil {
+	}
+	if omitOrder {
+		_ = s.update(ctx, rows)
+	}
+	for _, m := range list {
+		if size, ok := s.StatContent(ctx, m.Digest); ok && size == m.Size {
+			continue
+		}
+		if err := s.placeManifest(m.Manifest); err != nil {
+			return nil, err
+		}
+		placed = append(placed, m.Digest)
+	}
+	if err := s.update(ctx, rows); err != nil {
 		return nil, err
 	}
 	for _, d := range placed {
