@@ -78,7 +78,7 @@ image: ## the container image for amd64, arm64 and arm/v7, as an OCI layout in d
 release: ## image, binaries and checksums, into dist/
 	rm -rf dist
 	$(GO) run ./scripts/image -out dist/image -version $(VERSION) -revision "$(REVISION)" -binaries dist
-	tar -C dist/image --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(SOURCE_DATE_EPOCH) -cf dist/connected-registry-$(VERSION).oci.tar .
+	tar -C dist/image --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$(SOURCE_DATE_EPOCH) -cf dist/connected-registry-$(VERSION).oci.tar .
 	cd dist && sha256sum connected-registry-* >SHA256SUMS && cat SHA256SUMS
 
 clean: ## what was built
