@@ -16,22 +16,21 @@ import (
 )
 
 const (
-	tokenLife        = time.Hour
-	tokenRenew       = 0.80 // of its life: a quiet moment is looked for from here
-	tokenLatest      = 0.95 // and here it is renewed in any case
-	quiet            = 2 * time.Second
-	refreshEvery     = time.Hour
-	refreshSettle    = 200 * time.Millisecond // patches come in bursts
-	refreshFloor     = 2 * time.Second        // between two requests for a twin that should be newer
-	refreshCap       = 5 * time.Minute
-	reconnectFloor   = time.Second
-	reconnectCap     = time.Minute
-	settled          = time.Minute // a link that lived this long was good: the next pause is short again
-	answerTimeout    = 70 * time.Second
-	connectTimeout   = 20 * time.Second
-	methodsAtOnce    = 16
-	maxMethodAnswer  = 128 << 10 // bytes, IoT Hub's limit
-	outputProperties = 64        // bytes that the properties of a message take beside the output's name
+	tokenLife       = time.Hour
+	tokenRenew      = 0.80 // of its life: a quiet moment is looked for from here
+	tokenLatest     = 0.95 // and here it is renewed in any case
+	quiet           = 2 * time.Second
+	refreshEvery    = time.Hour
+	refreshSettle   = 200 * time.Millisecond // patches come in bursts
+	refreshFloor    = 2 * time.Second        // between two requests for a twin that should be newer
+	refreshCap      = 5 * time.Minute
+	reconnectFloor  = time.Second
+	reconnectCap    = time.Minute
+	settled         = time.Minute // a link that lived this long was good: the next pause is short again
+	answerTimeout   = 70 * time.Second
+	connectTimeout  = 20 * time.Second
+	methodsAtOnce   = 16
+	maxMethodAnswer = 128 << 10 // bytes, IoT Hub's limit
 )
 
 // EdgeHubOptions are the options of an EdgeHub. The zero value works.
@@ -135,12 +134,18 @@ func (h *EdgeHub) Output(ctx context.Context, name string, body []byte) error {
 	switch {
 	case !outputPattern.MatchString(name):
 		return fmt.Errorf("output %q: want 1 to 64 letters, digits, _ or -", clip(name))
-	case len(body)+len(name)+outputProperties > maxOutput:
-		return fmt.Errorf("output %s: message has %d bytes: want at most %d with its properties", name, len(body), maxOutput)
+	case len(body)+h.outputTopic(name) > maxPacket:
+		return fmt.Errorf("output %s: message has %d bytes: want at most %d", name, len(body), maxPacket-h.outputTopic(name))
 	case !json.Valid(body):
 		return fmt.Errorf("output %s: message is not JSON", name)
 	}
 	return h.with(ctx, func(ctx context.Context, l link) error { return l.output(ctx, name, body) })
+}
+
+// outputTopic is how many bytes of a packet a message needs beside its body.
+func (h *EdgeHub) outputTopic(name string) int {
+	const lengths = 4 // of the topic, and the packet's number
+	return len("devices//modules//messages/events/%24.ce=utf-8&%24.ct=application%2Fjson&%24.on=") + len(h.edge.DeviceID) + len(h.edge.ModuleID) + len(name) + lengths
 }
 
 // with runs f on the link there is.

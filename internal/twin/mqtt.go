@@ -28,9 +28,9 @@ const (
 )
 
 const (
-	subscribed  = 1    // quality of service, at least once
-	refused     = 0x80 // what a broker answers to a subscription that it does not grant
-	maxOutput   = 262144
+	subscribed  = 1      // quality of service, at least once
+	refused     = 0x80   // what a broker answers to a subscription that it does not grant
+	maxPacket   = 262144 // bytes that edgeHub reads; a larger one ends the connection
 	apiVersion  = "2021-04-12"
 	mqttVersion = 4 // 3.1.1
 )
