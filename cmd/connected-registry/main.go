@@ -46,7 +46,9 @@ func root() *cobra.Command {
 		Version: version,
 	}
 	cmd.CompletionOptions.HiddenDefaultCmd = true
-	cmd.AddCommand(serveCommand(), statusCommand(), syncCommand(), readinessCommand(), gcCommand(), configCommand())
+	cmd.AddCommand(serveCommand(), statusCommand(), syncCommand(), readinessCommand(), gcCommand(),
+		activationCommand("deactivate", "Stop using the parent, so that another instance can take this one's place"),
+		activationCommand("activate", "Use the parent again"), configCommand())
 	return cmd
 }
 

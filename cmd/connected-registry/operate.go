@@ -95,7 +95,7 @@ func printStatus(w io.Writer, s registry.Status, output string) error {
 	row := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
 	row("NAME", "%s", orDash(s.Name))
 	row("MODE", "%s", s.Mode)
-	row("CONNECTION STATE", "%s", s.ConnectionState)
+	row("CONNECTION STATE", "%s, %s", s.ConnectionState, s.Activation.Status)
 	row("PARENT", "%s %s %s", orDash(s.Parent.GatewayEndpoint), s.Parent.Kind, s.Parent.Mode)
 	row("LAST SYNC (UTC)", "%s %s %s", instant(s.Sync.LastSuccessfulSyncEndTime), s.Sync.SyncState, s.Sync.Error)
 	row("NEXT SYNC (UTC)", "%s", next(s))

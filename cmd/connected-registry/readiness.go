@@ -86,3 +86,17 @@ func gcCommand() *cobra.Command {
 	}
 	return cmd
 }
+
+// activationCommand is deactivate, or activate, which undoes it.
+func activationCommand(name, short string) *cobra.Command {
+	cmd := &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs}
+	dataDir, output := dataDirFlag(cmd), outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var s registry.Status
+		if err := module.Control(cmd.Context(), *dataDir, "POST", "/methods/"+name, nil, &s); err != nil {
+			return err
+		}
+		return printStatus(cmd.OutOrStdout(), s, *output)
+	}
+	return cmd
+}

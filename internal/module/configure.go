@@ -88,8 +88,18 @@ func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 func (m *Module) parentFor(c registry.Config) (parent, old *upstream.Parent) {
 	key := fmt.Sprint(c.Parent.GatewayEndpoint, " ", c.Parent.Protocol, " ", c.Mode)
 	m.mu.Lock()
-	current, currentKey := m.parent, m.parentKey
+	current, currentKey, deactivated := m.parent, m.parentKey, m.deactivated
 	m.mu.Unlock()
+	if deactivated {
+		m.wrong("parent", registry.StatusDetail{
+			Type: "Parent", Code: "Deactivated",
+			Description: "the registry was deactivated: it serves what it has and does not use its parent; activate it to go on",
+		})
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.parent = nil
+		return nil, current
+	}
 	if current != nil && key == currentKey {
 		return current, nil
 	}
@@ -174,7 +184,10 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	}
 	m.syncer.Describe(&out)
 	out.Parent.GatewayEndpoint, out.Parent.Protocol = endpoint, protocol
-	if !out.LastActivityTime.IsZero() {
+	m.mu.Lock()
+	active := !m.deactivated && !out.LastActivityTime.IsZero()
+	m.mu.Unlock()
+	if active {
 		out.Activation.Status = registry.Active
 	}
 	return out

@@ -26,7 +26,7 @@ const socketName = "control.sock"
 func withSocket(dataDir string, do func(path string) error) error {
 	dir, err := os.Open(dataDir)
 	if err != nil {
-		return err
+		return fmt.Errorf("data volume: %w", err)
 	}
 	defer dir.Close()
 	path := filepath.Join(dataDir, socketName)

@@ -28,6 +28,8 @@ var methods = map[string]method{
 	"listRepositories": (*Module).methodListRepositories,
 	"gc":               (*Module).methodGC,
 	"getReadiness":     (*Module).methodGetReadiness,
+	"deactivate":       (*Module).methodDeactivate,
+	"activate":         (*Module).methodActivate,
 }
 
 // Invoke runs a method. Errors: NAME_UNKNOWN for a method that there is not, MANIFEST_INVALID for a payload that is

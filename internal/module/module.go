@@ -95,8 +95,10 @@ type Module struct {
 	parentKey string
 	source    registry.ConfigStatus
 	acks      map[string]twin.Ack
-	details   map[string]registry.StatusDetail // by what is wrong
-	gcChanged chan struct{}
+
+	deactivated bool                             // by the operator: the parent is not used
+	details     map[string]registry.StatusDetail // by what is wrong
+	gcChanged   chan struct{}
 }
 
 // Run runs the module until ctx ends, then drains. It returns an error only for what a restart with the same
@@ -242,6 +244,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 	m.syncer = syncer.New(ctx, m.store, syncer.Options{
 		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log, Patience: m.o.Patience,
 	})
+	m.loadActivation(ctx)
 	record := m.lastRecord(ctx)
 	m.restore(record)
 	m.hub = m.newEdgeHub(record)
