@@ -223,6 +223,16 @@ func (c *client) sub(t *testing.T, filters ...string) {
 	}
 }
 
+// granted subscribes and reports what the SUBACK says.
+func (c *client) granted(t *testing.T, filter string) bool {
+	t.Helper()
+	tok, ok := c.Subscribe(filter, 1, nil).(*paho.SubscribeToken)
+	if !ok || !tok.WaitTimeout(patience) || tok.Error() != nil {
+		t.Fatalf("subscribe %s", filter)
+	}
+	return tok.Result()[filter] < 0x80
+}
+
 func (c *client) pub(t *testing.T, topic, payload string) {
 	t.Helper()
 	tok := c.Publish(topic, 1, false, payload)

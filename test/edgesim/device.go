@@ -245,6 +245,10 @@ func (d *Device) AddModule(m Module) error {
 	d.switching.Lock()
 	defer d.switching.Unlock()
 	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return errors.New("the device is closed")
+	}
 	d.modules[m.ID] = s
 	down := d.faults.WorkloadDown
 	d.bumpLocked()

@@ -40,11 +40,16 @@ type Faults struct {
 	EmptyBundle    bool          // trust-bundle holds nothing
 }
 
-// SetFaults changes the switches; what the change implies (sockets closed, connections cut) is done on return.
+// SetFaults changes the switches; what the change implies (sockets closed, connections cut) is done on return. After
+// Close it does nothing.
 func (d *Device) SetFaults(change func(*Faults)) {
 	d.switching.Lock()
 	defer d.switching.Unlock()
 	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return
+	}
 	was := d.faults
 	change(&d.faults)
 	now := d.faults

@@ -34,7 +34,7 @@ func (h *hook) ID() string { return "edgehub" }
 func (h *hook) Provides(event byte) bool {
 	return slices.Contains([]byte{
 		mqtt.OnConnect, mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablish, mqtt.OnSessionEstablished,
-		mqtt.OnPublish, mqtt.OnPacketProcessed, mqtt.OnPacketEncode,
+		mqtt.OnPublish, mqtt.OnPacketRead, mqtt.OnPacketEncode, mqtt.OnSubscribed, mqtt.OnUnsubscribe,
 	}, event)
 }
 
@@ -93,8 +93,8 @@ func (h *hook) OnACLCheck(_ *mqtt.Client, topic string, write bool) bool {
 // OnSessionEstablish closes the module's earlier connection: one connection per identity.
 func (h *hook) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) { h.d.takeOver(cl.ID) }
 
-// OnSessionEstablished comes after the CONNACK.
-func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) { h.d.ready(cl.ID) }
+// OnSessionEstablished comes after the CONNACK: what has been queued since goes out.
+func (h *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) { h.d.startWriting(cl.ID) }
 
 // OnPacketEncode puts our session's state into the CONNACK.
 func (h *hook) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
@@ -118,25 +118,31 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, er
 	return pk, packets.CodeSuccessIgnore
 }
 
-// OnPacketProcessed notes subscriptions once their SUBACK is written.
-func (h *hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) {
-	if err != nil {
-		return
+// OnPacketRead ends connections that publish with QoS 2, which the broker would lower.
+func (h *hook) OnPacketRead(_ *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	if pk.FixedHeader.Type == packets.Publish && pk.FixedHeader.Qos > 1 {
+		return pk, packets.ErrRejectPacket
 	}
-	switch pk.FixedHeader.Type {
-	case packets.Subscribe:
-		granted := map[string]byte{}
-		for _, f := range pk.Filters {
-			if h.OnACLCheck(cl, f.Filter, false) {
-				granted[f.Filter] = min(f.Qos, 1)
-			}
-		}
-		h.d.subscribed(cl.ID, granted)
-	case packets.Unsubscribe:
-		for _, f := range pk.Filters {
-			h.d.unsubscribed(cl.ID, f.Filter)
+	return pk, nil
+}
+
+// OnSubscribed notes what was granted, just before the SUBACK is written.
+func (h *hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
+	granted := map[string]byte{}
+	for i, f := range pk.Filters {
+		if codes[i] < packets.ErrUnspecifiedError.Code {
+			granted[f.Filter] = min(f.Qos, 1)
 		}
 	}
+	h.d.subscribed(cl.ID, granted)
+}
+
+// OnUnsubscribe notes what a module no longer wants.
+func (h *hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	for _, f := range pk.Filters {
+		h.d.unsubscribed(cl.ID, f.Filter)
+	}
+	return pk
 }
 
 // reauthenticate drops connections whose token has ended, each period as edgeHub does.

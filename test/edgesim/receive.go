@@ -34,9 +34,6 @@ type Message struct {
 // received handles a message of a module. An error ends the connection, which is edgeHub's answer to what it cannot
 // make sense of.
 func (d *Device) received(c *connection, pk packets.Packet) error {
-	if pk.FixedHeader.Qos > 1 {
-		return errors.New("QoS 2")
-	}
 	topic := pk.TopicName
 	switch {
 	case strings.HasPrefix(topic, twinGetTopic):

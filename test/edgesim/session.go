@@ -25,7 +25,7 @@ type connection struct {
 	out     chan outbound
 
 	present bool // the session was there before
-	ready   bool // the CONNACK is out
+	ready   bool // messages may be queued
 }
 
 // outbound is a message to a module.
@@ -88,24 +88,22 @@ func (d *Device) takeOver(name string) {
 		m.session = map[string]byte{}
 	}
 	c.present = len(m.session) > 0
+	c.ready = true
+	if hasFilter(m.session, methodsFilter) {
+		d.releaseMethodsLocked(m)
+	}
+	d.bumpLocked()
 	d.mu.Unlock()
 	if old != nil {
 		old.cut(errors.New("another connection of the same identity"))
 	}
 }
 
-func (d *Device) ready(name string) {
+func (d *Device) startWriting(name string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	c := d.conns[name]
-	if c == nil {
-		return
-	}
-	c.ready = true
-	d.bumpLocked()
-	d.spawnLocked(func(ctx context.Context) { d.write(ctx, c) })
-	if m := d.modules[c.module]; m != nil && hasFilter(m.session, methodsFilter) {
-		d.releaseMethodsLocked(m)
+	if c := d.conns[name]; c != nil {
+		d.spawnLocked(func(ctx context.Context) { d.write(ctx, c) })
 	}
 }
 
