@@ -30,13 +30,15 @@ const (
 	CodeUnsupported         Code = "UNSUPPORTED"
 	CodeTooManyRequests     Code = "TOOMANYREQUESTS"
 
-	CodeTagInvalid   Code = "TAG_INVALID"               // distribution, ACR
-	CodeRangeInvalid Code = "RANGE_INVALID"             // distribution: a chunk out of order
-	CodePageInvalid  Code = "PAGINATION_NUMBER_INVALID" // distribution
-	CodeUnavailable  Code = "UNAVAILABLE"               // distribution: 503, try again
-	CodeDiskError    Code = "DiskError"                 // ACR connected registry: no space or no permission
-	CodeInternal     Code = "UNKNOWN"                   // distribution: a fault of this registry
-	CodeConflict     Code = "CONFLICT"                  // two layers that do not fit together
+	CodeTagInvalid   Code = "TAG_INVALID"                   // distribution, ACR
+	CodeRangeInvalid Code = "RANGE_INVALID"                 // distribution: a chunk out of order
+	CodePageInvalid  Code = "PAGINATION_NUMBER_INVALID"     // distribution
+	CodeUnavailable  Code = "UNAVAILABLE"                   // distribution: 503, try again
+	CodeDiskError    Code = "DiskError"                     // ACR connected registry: no space or no permission
+	CodeInternal     Code = "UNKNOWN"                       // distribution: a fault of this registry
+	CodeDisallowed   Code = "REGISTRY_DISALLOWED_OPERATION" // ACR: locked
+	CodeTagUnknown   Code = "TAG_UNKNOWN"                   // ACR, in its own API
+	CodeConflict     Code = "CONFLICT"                      // two layers that do not fit together
 )
 
 // status is the HTTP status that each code is answered with, unless an Error carries its own.
@@ -62,6 +64,8 @@ var status = map[Code]int{
 	CodeDiskError:           http.StatusInsufficientStorage,
 	CodeInternal:            http.StatusInternalServerError,
 	CodeConflict:            http.StatusConflict,
+	CodeDisallowed:          http.StatusMethodNotAllowed,
+	CodeTagUnknown:          http.StatusNotFound,
 }
 
 // Error is what a client is told: a code, a sentence that says what is wrong and what to do, and details.
@@ -98,6 +102,9 @@ var (
 	ErrDisk                = &Error{Code: CodeDiskError, Message: "No space left on device."}
 	ErrInternal            = &Error{Code: CodeInternal, Message: "internal error"}
 	ErrConflict            = &Error{Code: CodeConflict, Message: "conflict"}
+	ErrLocked              = &Error{Code: CodeDisallowed, Message: "The operation is disallowed on this registry, repository or image. " +
+		"View troubleshooting steps at https://aka.ms/acr/faq/#why-does-my-pull-or-push-request-fail-with-disallowed-operation"}
+	ErrTagUnknown = &Error{Code: CodeTagUnknown, Message: "the specified tag does not exist"}
 )
 
 // Error returns code, message and cause: a line for the log, not for the client.

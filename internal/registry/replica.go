@@ -72,4 +72,5 @@ type LocalTag struct {
 	Tag    string
 	Digest Digest
 	Pushed bool // pushed here, not taken from the parent
+	Locked bool // stays where it is, whatever the parent says
 }
