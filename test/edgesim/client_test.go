@@ -59,7 +59,7 @@ func device(t *testing.T, change ...func(*edgesim.Options)) *edgesim.Device {
 func workload(t *testing.T, d *edgesim.Device, module string) *http.Client {
 	t.Helper()
 	path := strings.TrimPrefix(d.Env(module)["IOTEDGE_WORKLOADURI"], "unix://")
-	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
 	}}
 	t.Cleanup(tr.CloseIdleConnections)
@@ -315,4 +315,17 @@ func (c *client) gone(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+func portOf(t *testing.T, addr string) int {
+	t.Helper()
+	_, p, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if _, err := fmt.Sscan(p, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
