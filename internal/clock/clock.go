@@ -58,3 +58,10 @@ func (f *Floored) Now() time.Time {
 	}
 	return now
 }
+
+// Stopwatch starts to measure and returns what tells how long it has run, by the monotonic clock: a wall clock that is
+// set meanwhile does not matter.
+func Stopwatch() func() time.Duration {
+	start := time.Now()
+	return func() time.Duration { return time.Since(start) }
+}

@@ -44,7 +44,7 @@ type Options struct {
 	Name       string // connected registry name; the connection string's is stronger
 
 	AnonymousPull       bool // clients without a token may pull
-	AnonymousPush       bool // clients without a token may push and delete
+	AnonymousPush       bool // clients without a token may push
 	AllowInsecureParent bool // the configuration may name a parent with protocol http
 
 	ParentCA string // PEM file of roots for the parent's certificate, beside the system's

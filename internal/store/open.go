@@ -58,11 +58,12 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		o.CacheBytes = defaultCacheBytes
 	}
 	if o.uptime == nil {
-		start := time.Now()
-		o.uptime = func() time.Duration { return time.Since(start) }
+		o.uptime = clock.Stopwatch()
 	}
-	s := &Store{dir: abs, fs: o.FS, clock: o.Clock, log: o.Logger, opts: o, cache: newCache(o.CacheBytes), uptime: o.uptime,
-		changed: make(chan struct{}), partials: map[registry.Digest]*partial{}, uploads: map[string]*session{}}
+	s := &Store{
+		dir: abs, fs: o.FS, clock: o.Clock, log: o.Logger, opts: o, cache: newCache(o.CacheBytes), uptime: o.uptime,
+		changed: make(chan struct{}), partials: map[registry.Digest]*partial{}, uploads: map[string]*session{},
+	}
 	if err := s.prepare(); err != nil {
 		return nil, s.openError(err)
 	}
@@ -238,12 +239,13 @@ func (s *Store) lockIndex(ctx context.Context) (*os.File, error) {
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, err
 		}
+		again := time.NewTimer(lockInterval)
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-timeout.C:
 			return nil, registry.ErrUnavailable.WithMessage("another process uses the data volume %s: stop it, or give this one a volume of its own", s.dir)
-		case <-time.After(lockInterval):
+		case <-again.C:
 		}
 	}
 }

@@ -238,7 +238,9 @@ func (s *Syncer) repositories(ctx context.Context, set Settings) ([]string, erro
 			return set.Parent.Repositories(ctx, after, registry.MaxPage)
 		})
 		s.contact(err)
-		if err != nil {
+		if errors.Is(err, registry.ErrUnsupported) && len(repos) > 0 {
+			s.patternsFailed(set, err) // what is named outright is synced all the same
+		} else if err != nil {
 			return nil, err
 		}
 		for _, repo := range all {

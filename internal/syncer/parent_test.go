@@ -29,6 +29,15 @@ type parent struct {
 	calls    map[string]int
 	sent     map[registry.Digest]int64
 	requests int64
+
+	noCatalog bool
+}
+
+func (p *parent) Repositories(ctx context.Context, after string, limit int) ([]string, error) {
+	if p.noCatalog {
+		return nil, registry.ErrUnsupported
+	}
+	return p.Registry.Repositories(ctx, after, limit)
 }
 
 func newParent() *parent {

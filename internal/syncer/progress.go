@@ -172,3 +172,12 @@ func (s *Syncer) connection(transfers bool, details []registry.StatusDetail) reg
 	}
 	return registry.Online
 }
+
+// patternsFailed records that the parent has no catalog in which the repositories of patterns could be found.
+func (s *Syncer) patternsFailed(set Settings, err error) {
+	for _, r := range set.Scope {
+		if r.IsPattern() {
+			s.repoFailed(r.Repository, err)
+		}
+	}
+}

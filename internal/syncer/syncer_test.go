@@ -449,3 +449,20 @@ func TestNothingConfigured(t *testing.T) {
 		t.Error("sync without repositories succeeded")
 	}
 }
+
+// TestPatternUnderAParentWithoutCatalog: what is named outright is synced, and the status says why the pattern is not.
+func TestPatternUnderAParentWithoutCatalog(t *testing.T) {
+	p := newParent()
+	push(t, p, "acme/vision", "1", registrytest.NewImage(1, 10))
+	p.noCatalog = true
+	r, _ := newReplica(t, t.TempDir(), settings(t, p, "acme/*", "acme/vision"), syncer.Options{})
+	if err := r.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustHave(t, r.store, "acme/vision", "1", registrytest.NewImage(1, 10))
+	var st registry.Status
+	r.Describe(&st)
+	if len(st.Repositories) == 0 || st.Repositories[0].Repository != "acme/*" || len(st.Repositories[0].Behind) == 0 {
+		t.Errorf("the status does not name the pattern: %+v", st.Repositories)
+	}
+}

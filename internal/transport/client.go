@@ -33,7 +33,7 @@ type Timeouts struct {
 	Connect   time.Duration // 10 s
 	Handshake time.Duration // 10 s, TLS
 	Header    time.Duration // 20 s from the request to the end of the answer's header
-	Idle      time.Duration // 30 s without a byte of a body
+	Idle      time.Duration // 20 s without a byte of a body
 	Total     time.Duration // 5 min for the whole answer, unless it is a blob
 }
 
@@ -46,7 +46,7 @@ func (t Timeouts) withDefaults() Timeouts {
 	def(&t.Connect, 10*time.Second)
 	def(&t.Handshake, 10*time.Second)
 	def(&t.Header, 20*time.Second)
-	def(&t.Idle, 30*time.Second)
+	def(&t.Idle, 20*time.Second)
 	def(&t.Total, 5*time.Minute)
 	return t
 }

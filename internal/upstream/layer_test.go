@@ -151,8 +151,13 @@ func TestChanges(t *testing.T) {
 	good, _ := json.Marshal(want)
 	bad := want
 	bad.Entries = append([]registry.Change{
-		{Repository: "../x", Tag: "1", Digest: d}, {Repository: "a", Tag: "../1", Digest: d}, {Repository: "a", Tag: "1", Digest: "sha256:../../x"},
-		{Repository: "a"}, {Repository: "a", Tag: "1", Subject: d, Digest: d}, {Repository: "a", Subject: d}, {Repository: "a", Subject: "x", Digest: d},
+		{Repository: "../x", Tag: "1", Digest: d},
+		{Repository: "a", Tag: "../1", Digest: d},
+		{Repository: "a", Tag: "1", Digest: "sha256:../../x"},
+		{Repository: "a"},
+		{Repository: "a", Tag: "1", Subject: d, Digest: d},
+		{Repository: "a", Subject: d},
+		{Repository: "a", Subject: "x", Digest: d},
 	}, want.Entries...)
 	mixed, _ := json.Marshal(bad)
 	var zipped, bomb bytes.Buffer

@@ -134,6 +134,10 @@ type open struct{}
 func (open) Enter(r *http.Request) (context.Context, error)       { return r.Context(), nil }
 func (open) Check(context.Context, string, registry.Action) error { return nil }
 func (open) Challenge(http.Header)                                {}
+
+// ChallengeFor is never asked: everybody is in.
+func (open) ChallengeFor(http.Header, *http.Request, string, registry.Action) {}
+
 func serve(reg registry.Registry) http.Handler {
 	return distribution.New(reg, open{}, distribution.Options{})
 }
@@ -241,8 +245,15 @@ func TestReader(t *testing.T) {
 
 func TestOptionsAreChecked(t *testing.T) {
 	for _, o := range []upstream.Options{
-		{}, {Endpoint: "https://host"}, {Endpoint: "host/path"}, {Endpoint: "user@host"}, {Endpoint: "host", Protocol: "ftp"},
-		{Endpoint: "ho st"}, {Endpoint: ":8000"}, {Endpoint: "host:port"}, {Endpoint: "host?x"},
+		{},
+		{Endpoint: "https://host"},
+		{Endpoint: "host/path"},
+		{Endpoint: "user@host"},
+		{Endpoint: "host", Protocol: "ftp"},
+		{Endpoint: "ho st"},
+		{Endpoint: ":8000"},
+		{Endpoint: "host:port"},
+		{Endpoint: "host?x"},
 		{Endpoint: "host", Transport: transport.ClientOptions{Realms: []string{"nonsense"}}},
 	} {
 		if _, err := upstream.New(o); err == nil {
