@@ -76,13 +76,13 @@ func TestTimeouts(t *testing.T) {
 				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx")
 				hold(c)
 			}
-		}, nil, transport.ErrStalled, 30 * time.Second},
+		}, nil, transport.ErrStalled, 20 * time.Second},
 		{"stall in a blob", func(c net.Conn) {
 			if hear(c) {
 				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx")
 				hold(c)
 			}
-		}, transport.WithBlob, transport.ErrStalled, 30 * time.Second},
+		}, transport.WithBlob, transport.ErrStalled, 20 * time.Second},
 		{"a byte now and then", func(c net.Conn) {
 			if !hear(c) {
 				return
@@ -92,7 +92,7 @@ func TestTimeouts(t *testing.T) {
 				if _, err := io.WriteString(c, "x"); err != nil {
 					return
 				}
-				time.Sleep(20 * time.Second)
+				time.Sleep(19 * time.Second)
 			}
 		}, nil, transport.ErrTooSlow, 5 * time.Minute},
 		{"a request that nobody can cancel", func(c net.Conn) {
@@ -169,7 +169,7 @@ func TestSlowBodyThatAdvancesIsNotCut(t *testing.T) {
 			}
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
 			for range 100 {
-				time.Sleep(29 * time.Second)
+				time.Sleep(19 * time.Second)
 				_, _ = io.WriteString(c, "x")
 			}
 			hold(c)
