@@ -20,10 +20,10 @@ import (
 )
 
 const (
-	module = "IoTEdgeAPIProxy"
-	host5  = "127.0.0.85"
-	host4  = "127.0.0.84"
-	host3  = "127.0.0.83"
+	stock = "IoTEdgeAPIProxy"
+	host5 = "127.0.0.85"
+	host4 = "127.0.0.84"
+	host3 = "127.0.0.83"
 )
 
 func must(t *testing.T, err error) {
@@ -56,7 +56,7 @@ next:
 func newProxy(t *testing.T, root *Authority, o Options) *Proxy {
 	t.Helper()
 	if o.Module == "" {
-		o.Module = module
+		o.Module = stock
 	}
 	var err error
 	o.Certificate, err = root.Server(o.Host, o.Module, time.Now().Add(24*time.Hour))
