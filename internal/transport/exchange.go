@@ -5,9 +5,11 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -56,7 +58,7 @@ func (c *Client) exchange(req *http.Request) (*http.Response, error) {
 func (c *Client) fail(req *http.Request, dog *watchdog, err error) error {
 	host := req.URL.Host
 	if cause := dog.bite(); cause != nil {
-		return registry.ErrUnavailable.WithMessage("gave up on %s", host).Wrap(cause)
+		return registry.ErrUnavailable.WithMessage("gave up on %s: %s", host, cause).Wrap(cause)
 	}
 	if ctxErr := req.Context().Err(); errors.Is(ctxErr, context.Canceled) {
 		return context.Cause(req.Context())
@@ -68,7 +70,26 @@ func (c *Client) fail(req *http.Request, dog *watchdog, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) && req.Context().Err() == nil {
 		return registry.ErrUnavailable.WithMessage("no connection to %s in time", host).Wrap(ErrNoAnswer)
 	}
-	return registry.ErrUnavailable.WithMessage("the connection to %s failed", host).Wrap(err)
+	return registry.ErrUnavailable.WithMessage("the connection to %s failed%s", host, why(err)).Wrap(err)
+}
+
+// why is the cause of a failed connection in the words of the system, where they are fit for a client: no address of
+// this machine, no path.
+func why(err error) string {
+	var dns *net.DNSError
+	var op *net.OpError
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &dns):
+		return ": its name cannot be resolved"
+	case errors.As(err, &errno):
+		return ": " + errno.Error()
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return ": it was closed"
+	case errors.As(err, &op) && op.Timeout():
+		return ": no answer in time"
+	}
+	return ""
 }
 
 type phase int
