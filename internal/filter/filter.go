@@ -138,22 +138,28 @@ func Scoped(inner registry.Registry, allow func(ctx context.Context, repo string
 
 // Repositories asks inner for as many pages as it takes to fill one, so that a short page still means the end.
 func (s scoped) Repositories(ctx context.Context, after string, limit int) ([]string, error) {
-	visible := []string{}
+	return visible(ctx, after, limit, func(repo string) bool { return s.allow(ctx, repo) },
+		func(after string, limit int) ([]string, error) { return s.Registry.Repositories(ctx, after, limit) })
+}
+
+// visible fills one page of what is shown from as many pages of list as it takes.
+func visible(ctx context.Context, after string, limit int, show func(string) bool, list func(after string, limit int) ([]string, error)) ([]string, error) {
+	shown := []string{}
 	for {
-		got, err := s.Registry.Repositories(ctx, after, registry.MaxPage)
+		got, err := list(after, registry.MaxPage)
 		if err != nil {
 			return nil, err
 		}
-		for _, repo := range got {
-			if !s.allow(ctx, repo) {
+		for _, name := range got {
+			if !show(name) {
 				continue
 			}
-			if visible = append(visible, repo); len(visible) >= limit {
-				return visible, nil
+			if shown = append(shown, name); len(shown) >= limit {
+				return shown, nil
 			}
 		}
 		if len(got) < registry.MaxPage {
-			return visible, nil
+			return shown, nil
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
