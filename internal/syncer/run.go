@@ -89,14 +89,15 @@ func (s *Syncer) answer(triggers []chan error, err error) {
 
 // pause is how long to wait before the next iteration; 0 or less is now.
 func (s *Syncer) pause(set Settings, open bool, next, retry time.Duration, failures int) time.Duration {
+	continuous := set.Schedule.Schedule.Continuous()
 	switch {
-	case failures > 0 && open:
+	case failures > 0 && (open || continuous):
 		return retry
 	case failures > 0:
 		return max(retry, next)
 	case open:
 		return 0
-	case set.Schedule.Schedule.Continuous() && s.kind() == registry.KindConnected:
+	case continuous && s.kind() == registry.KindConnected:
 		return 0 // the parent holds its answer; that is the pause
 	}
 	return next
