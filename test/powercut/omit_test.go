@@ -1,0 +1,209 @@
+package powercut
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+	"github.com/connected-registry/connected-registry/test/layer"
+)
+
+// omitting names the step that a registry built with the tag omitsteps leaves out.
+const omitting = "CONNECTED_REGISTRY_OMIT"
+
+// crippled builds the registry that can leave out steps.
+func crippled(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(workDir, "connected-registry-omitsteps")
+	if binaries["omitsteps"] != "" {
+		return path
+	}
+	root, err := layer.Root(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-tags", "omitsteps", "-o", path, "./cmd/connected-registry")
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	binaries["omitsteps"] = path
+	return path
+}
+
+// TestOmittedSteps proves that the power cuts see something: with each step of the commit protocol left out, they find
+// what it is there for. A directory's fsync is not among them: the index on the same file system takes the name with it
+// to the disk; TestOrderOfSyscalls sees that one.
+func TestOmittedSteps(t *testing.T) {
+	if count(t, 0, 1) == 0 {
+		t.Skip("runs with POWERCUT=n (make test-chaos-short)")
+	}
+	mustMount(t, "ext4")
+	path := crippled(t)
+	for _, tt := range []struct {
+		steps  string
+		rounds int // until it is found, at most
+		found  func(*oracle) int
+		not    func(*oracle) int
+	}{
+		{"", 5, func(*oracle) int { return 1 }, func(o *oracle) int { return len(o.problems()) }}, // the build alone changes nothing
+		{"file-sync", 20, func(o *oracle) int { return len(o.lost) }, func(o *oracle) int { return len(o.wrong) }},
+		{"file-sync,size-check", 20, func(o *oracle) int { return len(o.wrong) }, nil},
+		{"index-sync", 40, func(o *oracle) int { return len(o.lost) }, nil},
+		{"order", 60, func(o *oracle) int { return len(o.broken) }, nil},
+	} {
+		t.Run(tt.steps, func(t *testing.T) {
+			t.Setenv(omitting, tt.steps)
+			found, ran := 0, 0
+			s := seed(t)
+			for v := uint64(0); ran < tt.rounds && (found == 0 || tt.steps == ""); v++ {
+				r, err := newRig(t.Context(), t.TempDir(), path, "ext4", "", s+v)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := 0; i < perVolume && ran < tt.rounds && err == nil; i++ {
+					err = r.round(t.Context(), powerCut, uint64(ran))
+					ran++
+				}
+				found += tt.found(r.oracle)
+				if tt.not != nil && tt.not(r.oracle) > 0 {
+					t.Errorf("found what another step is there for: %q", r.oracle.problems()[:1])
+				}
+				if err := errors.Join(err, r.close()); err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("%d cuts: %d lost, %d wrong, %d tags broken, of %d acknowledged", ran, len(r.oracle.lost), len(r.oracle.wrong), len(r.oracle.broken), r.oracle.count())
+			}
+			if found == 0 {
+				t.Errorf("%d cuts found nothing: the harness is blind", ran)
+			}
+		})
+	}
+}
+
+// TestOrderOfSyscalls reads from strace what one push asks of the kernel: fsync of the file, rename to the name of its
+// content, fsync of the directory, then the index; and sees each step that is left out.
+func TestOrderOfSyscalls(t *testing.T) {
+	if count(t, 0, 1) == 0 {
+		t.Skip("runs with POWERCUT=n (make test-chaos-short)")
+	}
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Skip("there is no strace: apt-get install strace")
+	}
+	path := crippled(t)
+	for _, tt := range []struct{ steps, lacks string }{
+		{"", ""},
+		{"file-sync", "fsync of the file"},
+		{"dir-sync", "fsync of the directory"},
+		{"order", "index after the directory"},
+		{"index-sync", "index after the directory"},
+	} {
+		t.Run(tt.steps, func(t *testing.T) {
+			t.Setenv(omitting, tt.steps)
+			lacks, err := traced(t.Context(), t.TempDir(), path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if lacks != tt.lacks {
+				t.Errorf("lacks %q, want %q", lacks, tt.lacks)
+			}
+		})
+	}
+}
+
+// traced pushes one image to a registry under strace and returns the first step that some content lacks.
+func traced(ctx context.Context, base, binary string) (lacks string, err error) {
+	trace := filepath.Join(base, "trace")
+	wrapper := filepath.Join(base, "traced")
+	script := fmt.Sprintf("#!/bin/sh\nexec strace -D -f -y -o %s -e trace=fsync,fdatasync,rename,renameat,renameat2 %s \"$@\"\n", trace, binary)
+	if err := os.WriteFile(wrapper, []byte(script), 0o700); err != nil {
+		return "", err
+	}
+	r, err := newRig(ctx, base, wrapper, "", "", 1)
+	if err != nil {
+		return "", err
+	}
+	image := registrytest.NewImage(1, 5000, 7000)
+	err = r.client.push(ctx, "local/app", "v1", image)
+	ended := fmt.Appendf(nil, "\n%d +++ exited", r.layer.Pid())
+	if err = errors.Join(err, r.close()); err != nil {
+		return "", err
+	}
+	for range 500 { // strace ends after what it traces
+		if body, _ := os.ReadFile(trace); bytes.Contains(body, ended) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	want := map[string]bool{image.Digest.Encoded(): true}
+	for _, b := range image.Blobs {
+		want[b.Digest.Encoded()] = true
+	}
+	f, err := os.Open(trace)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return order(bufio.NewScanner(f), want)
+}
+
+var (
+	renamed = regexp.MustCompile(`rename\w*\((?:AT_FDCWD[^,]*, )?"([^"]+)", (?:AT_FDCWD[^,]*, )?"([^"]+)"`)
+	flushed = regexp.MustCompile(`(fsync|fdatasync)\(\d+<([^>]+)>`)
+)
+
+// order follows the files that get the names of wanted content, one after the other: a client that waits for each
+// answer leaves nothing side by side.
+func order(lines *bufio.Scanner, want map[string]bool) (lacks string, err error) {
+	synced := map[string]bool{}   // files since their fsync
+	dirs := map[string][]string{} // directories that wait for theirs, with the names in them
+	waiting := map[string]bool{}  // names whose directory is synced and whose rows are not
+	named := 0
+	for lines.Scan() {
+		line := lines.Text()
+		if m := renamed.FindStringSubmatch(line); m != nil && want[filepath.Base(m[2])] {
+			named++
+			if !synced[m[1]] {
+				return "fsync of the file", nil
+			}
+			dir := filepath.Dir(m[2])
+			dirs[dir] = append(dirs[dir], m[2])
+		}
+		m := flushed.FindStringSubmatch(line)
+		switch {
+		case m == nil:
+		case strings.HasSuffix(m[2], "meta.db"):
+			if len(dirs) > 0 {
+				return "fsync of the directory", nil
+			}
+			clear(waiting)
+		default:
+			synced[m[2]] = true
+			for _, name := range dirs[m[2]] {
+				waiting[name] = true
+			}
+			delete(dirs, m[2])
+		}
+	}
+	switch {
+	case lines.Err() != nil:
+		return "", lines.Err()
+	case named != len(want):
+		return "", fmt.Errorf("%d of %d names were given", named, len(want))
+	case len(dirs) > 0:
+		return "fsync of the directory", nil
+	case len(waiting) > 0:
+		return "index after the directory", nil
+	}
+	return "", nil
+}
