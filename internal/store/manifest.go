@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -70,7 +71,7 @@ func (s *Store) manifestBytes(ctx context.Context, d registry.Digest, size int64
 	}
 	defer f.Close()
 	body := make([]byte, size)
-	if _, err := f.ReadAt(body, 0); err != nil && err != io.EOF {
+	if _, err := f.ReadAt(body, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, diskError(err)
 	}
 	hash := newRunning(d.Algorithm().String())

@@ -414,7 +414,8 @@ func TestOpenIsQuick(t *testing.T) {
 	for i := range files {
 		d := digest.FromString(fmt.Sprint(i))
 		digests = append(digests, d)
-		path, err := s.contentPath(d), error(nil)
+		path := s.contentPath(d)
+		var err error
 		if linked, ok := first[s.shard(d)]; ok {
 			err = os.Link(linked, path)
 		} else {

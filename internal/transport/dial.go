@@ -229,6 +229,7 @@ func (d *dialer) tunnel(ctx context.Context, network, addr string, proxy *url.UR
 	if err != nil {
 		return fail(err)
 	}
+	defer resp.Body.Close() // an answer to CONNECT has none
 	if resp.StatusCode != http.StatusOK {
 		return fail(fmt.Errorf("it answers %s to CONNECT %s", resp.Status, addr))
 	}

@@ -207,7 +207,7 @@ func (b *body) Read(p []byte) (int, error) {
 		if werr := b.c.limiter.WaitN(b.dog.ctx, n); werr != nil {
 			err = b.c.fail(b.req, b.dog, werr)
 		}
-	case err == io.EOF || errors.Is(err, registry.ErrSizeInvalid) || err == nil:
+	case errors.Is(err, io.EOF) || errors.Is(err, registry.ErrSizeInvalid) || err == nil:
 	default:
 		err = b.c.fail(b.req, b.dog, err)
 	}

@@ -371,7 +371,7 @@ func TestCountersAndLimits(t *testing.T) {
 func TestLogHasNoSecret(t *testing.T) {
 	var log bytes.Buffer
 	s := newServer(t, "127.0.0.1", func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, "http://127.0.0.9/x?sig=hunter2", 307)
+		http.Redirect(w, r, "http://127.0.0.9/x?sig=hunter2", http.StatusTemporaryRedirect)
 	})
 	c := newClient(t, transport.ClientOptions{Origin: s.URL, Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	_, _, err := get(c, request(t, transport.WithBlob(t.Context()), "GET", s.URL+"/b?code=hunter2", nil))

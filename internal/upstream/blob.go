@@ -238,7 +238,7 @@ func (b *blobReader) whole(resp *http.Response) error {
 		return registry.ErrSizeInvalid.WithMessage("%s sends %d bytes of %s, and %d are here", b.p.host, b.end, b.digest, b.off)
 	}
 	n, err := io.CopyN(io.Discard, b.body, b.off)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = registry.ErrUnavailable.WithMessage("%s ended %s at byte %d", b.p.host, b.digest, n).Wrap(io.ErrUnexpectedEOF)
 	}
 	return err

@@ -135,11 +135,11 @@ func (w *wire) take(c *call, req *http.Request, resp *http.Response) (*http.Resp
 	if good && req.Method == http.MethodGet {
 		resp.ContentLength = int64(len(body))
 		resp.Header.Set("Content-Length", strconv.Itoa(len(body)))
-		if key := req.URL.String(); c.pages && c.seen[key] {
+		key := req.URL.String()
+		if c.pages && c.seen[key] {
 			return nil, c.fail(registry.ErrSizeInvalid.WithMessage("%s: the list comes back to the page %s", req.URL.Host, req.URL.RawQuery))
-		} else {
-			c.seen[key] = true
 		}
+		c.seen[key] = true
 	}
 	switch s := resp.StatusCode; {
 	case isAway(s):
