@@ -8,7 +8,6 @@ import (
 	"strings"
 	"syscall"
 
-	"go.etcd.io/bbolt"
 	bberrors "go.etcd.io/bbolt/errors"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -33,7 +32,7 @@ var diskTexts = []struct {
 	{syscall.ENFILE, "Too many open files."},
 	{io.ErrShortWrite, "No space left on device."},
 	{bberrors.ErrMaxSizeReached, "No space left on device: the index reached its largest size."},
-	{bbolt.ErrDatabaseReadOnly, "Permission denied: the index is read-only."},
+	{bberrors.ErrDatabaseReadOnly, "Permission denied: the index is read-only."},
 }
 
 // diskError turns an error of the file system or of bbolt into one for the client. Errors that were written for the
