@@ -24,7 +24,7 @@ BUILT      = $(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ 2>/dev
 BUILDFLAGS = -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.built=$(BUILT)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test test-interop test-chaos-short test-chaos bench lint lint-full fmt image release clean
+.PHONY: help demo run build test test-interop test-chaos-short test-chaos powercut-tools bench lint lint-full fmt image release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
