@@ -126,6 +126,9 @@ func (s *Store) DeleteBlob(ctx context.Context, repo string, d registry.Digest) 
 		if err != nil || r.links.Get(digestKey(d)) == nil {
 			return registry.ErrBlobUnknown.WithDetail(map[string]string{"digest": d.String()})
 		}
+		if err := r.mayUnlink(d); err != nil {
+			return err
+		}
 		return t.remove(r.links, digestKey(d))
 	})
 }

@@ -24,9 +24,9 @@ import (
 //	repos/
 //	  <repo>/
 //	    manifests/
-//	      <digest>                      flags, media type, size, loose since, subject, children, config and layers
+//	      <digest>                      flags, media type, size, loose since, created, subject, children, config and layers
 //	    tags/
-//	      <tag>                         flags, digest, time, seq
+//	      <tag>                         flags, digest, time of the last move, seq, created
 //	    links/
 //	      <digest>                      time since when the blob belongs to the repository
 //	    referrers/
@@ -34,6 +34,8 @@ import (
 //	changes/
 //	  <seq>                             kind, time, repository, then tag or subject and digest; one for each living tag and
 //	                                    referrer, and for tags that went
+//	locks/
+//	  <repo><0>[<kind><tag or digest>]  what is switched off for the repository, a tag (kind t) or a manifest (m)
 //	documents/
 //	  <name>                            the document
 var (
@@ -41,6 +43,7 @@ var (
 	bucketBlobs     = []byte("blobs")
 	bucketRepos     = []byte("repos")
 	bucketChanges   = []byte("changes")
+	bucketLocks     = []byte("locks") // absent in indexes of before it was there, until something is locked
 	bucketDocuments = []byte("documents")
 
 	keySchemaVersion = []byte("schemaVersion")

@@ -192,9 +192,10 @@ func (g *collection) tidy(t *tx, name string) (manifests int, err error) {
 	if k, _ := r.links.Cursor().First(); k != nil {
 		return manifests, nil
 	}
-	t.writes++
-	t.counts.repositories--
-	return manifests, t.Bucket(bucketRepos).DeleteBucket([]byte(name))
+	if r.locks().Of() != (registry.Attributes{}) {
+		return manifests, nil // its attributes are for what is pushed to it next
+	}
+	return manifests, r.removeRepo()
 }
 
 func ignoreUnknown(err error) error {

@@ -26,6 +26,7 @@ type tx struct {
 	counts  counts
 	writes  int  // rows changed; 0 at the end commits nothing
 	changed bool // tags or referrers changed
+	relock  bool // locks changed
 }
 
 // counts is what Usage answers from.
@@ -195,6 +196,11 @@ func (s *Store) attempt(group []*call) (err error) {
 	}
 	s.commits.Add(1)
 	s.counts.Store(&t.counts)
+	if t.relock {
+		if err := s.view(func(t *tx) error { s.loadLocks(t); return nil }); err != nil {
+			return err
+		}
+	}
 	if t.changed {
 		s.wake()
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -126,7 +127,7 @@ func (s *Store) PutManifest(ctx context.Context, repo string, ref registry.Refer
 	}
 	row := newManifestRow(m.Descriptor, refs)
 	row.pushed = true
-	if err := s.checkPush(ctx, repo, row); err != nil {
+	if err := s.checkPush(ctx, repo, ref.Tag, m.Digest, row); err != nil {
 		return registry.Descriptor{}, err
 	}
 	err = s.putManifestBytes(ctx, m, func(t *tx) error {
@@ -135,6 +136,9 @@ func (s *Store) PutManifest(ctx context.Context, repo string, ref registry.Refer
 			return err
 		}
 		if err := r.checkLinked(row); err != nil {
+			return err
+		}
+		if err := r.mayPush(ref.Tag, m.Digest); err != nil {
 			return err
 		}
 		if err := r.putManifest(m.Descriptor, row, refs); err != nil {
@@ -152,14 +156,14 @@ func (s *Store) PutManifest(ctx context.Context, repo string, ref registry.Refer
 }
 
 // checkPush refuses a manifest early, before its bytes are written, and one whose content is lost on the disk.
-func (s *Store) checkPush(ctx context.Context, repo string, row manifestRow) error {
+func (s *Store) checkPush(ctx context.Context, repo, tag string, d registry.Digest, row manifestRow) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	err := s.view(func(t *tx) error {
 		r, err := t.repo(repo)
 		if err == nil {
-			return r.checkLinked(row)
+			return cmp.Or(r.mayPush(tag, d), r.checkLinked(row))
 		}
 		if len(row.blobs)+len(row.children) == 0 {
 			return nil
@@ -263,8 +267,10 @@ func (r *repoTx) putManifest(m registry.Descriptor, row manifestRow, refs regist
 		if old, err := decodeManifest(v); err == nil {
 			row.pushed, row.pinned = row.pushed || old.pushed, row.pinned || old.pinned
 			row.mediaType = old.mediaType // served for ever
+			row.created = old.created
 		}
 	} else {
+		row.created = r.t.now
 		r.t.counts.manifests++
 	}
 	for _, list := range [][]target{row.blobs, row.children} {
@@ -291,6 +297,9 @@ func (r *repoTx) removeManifest(d registry.Digest, row manifestRow) error {
 			return err
 		}
 	}
+	if err := r.dropLock(registry.DigestReference(d)); err != nil {
+		return err
+	}
 	r.t.counts.manifests--
 	return r.t.remove(r.manifests, key)
 }
@@ -304,6 +313,9 @@ func (s *Store) DeleteManifest(ctx context.Context, repo string, d registry.Dige
 		}
 		row, err := r.manifest(d)
 		if err != nil {
+			return err
+		}
+		if err := r.mayDelete(d); err != nil {
 			return err
 		}
 		tags, err := r.tagsOf(d)

@@ -68,7 +68,7 @@ func complete(db *bbolt.DB) error {
 }
 
 func initialise(btx *bbolt.Tx, instanceID string) error {
-	for _, name := range [][]byte{bucketMeta, bucketBlobs, bucketRepos, bucketChanges, bucketDocuments} {
+	for _, name := range [][]byte{bucketMeta, bucketBlobs, bucketRepos, bucketChanges, bucketLocks, bucketDocuments} {
 		if _, err := btx.CreateBucket(name); err != nil {
 			return err
 		}

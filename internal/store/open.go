@@ -325,6 +325,7 @@ func (s *Store) load() error {
 		}
 		c := decodeCounts(meta.Get(keyCounts))
 		s.counts.Store(&c)
+		s.loadLocks(&tx{Tx: btx, s: s})
 		recovering := meta.Get(keyRecovering) != nil
 		if first, _ := btx.Bucket(bucketBlobs).Cursor().First(); first == nil && !recovering {
 			var err error

@@ -39,6 +39,12 @@ func (r *repoTx) pruneRows(roots []registry.Digest, rows map[registry.Digest]man
 	if err != nil {
 		return 0, err
 	}
+	locks, fixed := r.locks(), map[registry.Digest]bool(nil)
+	if locks != nil {
+		if fixed = r.fixed(locks); fixed == nil {
+			return 0, nil // the repository is locked
+		}
+	}
 	parents, referrers := map[registry.Digest]int{}, map[registry.Digest][]registry.Digest{}
 	for d, row := range rows {
 		for _, c := range row.children {
@@ -51,7 +57,7 @@ func (r *repoTx) pruneRows(roots []registry.Digest, rows map[registry.Digest]man
 	for queue := roots; len(queue) > 0; queue = queue[1:] {
 		d := queue[0]
 		row, ok := rows[d]
-		if !ok || row.pushed || row.pinned || tagged[d] || parents[d] > 0 {
+		if !ok || row.pushed || row.pinned || tagged[d] || parents[d] > 0 || fixed[d] {
 			continue
 		}
 		if _, kept := rows[row.subject]; kept && row.subject != "" {

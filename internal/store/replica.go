@@ -67,6 +67,9 @@ func (s *Store) CommitImage(ctx context.Context, image registry.Image) (kept []s
 		if err != nil {
 			return err
 		}
+		if r.locks().Of().NoWrite {
+			return r.refuse("image", list[len(list)-1].Digest.String())
+		}
 		for _, m := range list {
 			if err := r.commitManifest(m); err != nil {
 				return err
@@ -112,6 +115,11 @@ func (r *repoTx) syncTags(tags []string, root registry.Digest) (kept []string, e
 	for _, tag := range tags {
 		old, err := r.tag(tag)
 		if err == nil && old.pushed && old.digest != root {
+			kept = append(kept, tag)
+			continue
+		}
+		if locked := r.mayMove(tag, root); locked != nil {
+			r.t.s.log.Warn("a locked tag stays where it is; the parent has another image under it", "repository", r.name, "tag", tag, "parent", root.String())
 			kept = append(kept, tag)
 			continue
 		}
@@ -226,6 +234,10 @@ func (s *Store) Untag(ctx context.Context, repo string, tags []string) (removed 
 		for _, tag := range tags {
 			row, err := r.tag(tag)
 			if err != nil || row.pushed {
+				continue
+			}
+			if r.mayUntag(tag) != nil {
+				r.t.s.log.Warn("a locked tag stays; the parent has it no more, or it left the scope", "repository", r.name, "tag", tag)
 				continue
 			}
 			if err := r.removeTag(tag); err != nil {

@@ -130,7 +130,6 @@ func decodeBlob(b []byte) (row blobRow, err error) {
 }
 
 // bit is value when set, else 0.
-// bit is value when set, else 0.
 func bit(set bool, value int64) int64 {
 	if set {
 		return value
@@ -176,14 +175,18 @@ type manifestRow struct {
 	pushed    bool  // a client pushed it: only a client removes it
 	pinned    bool  // fetched by digest, without a tag: it does not go when some tag goes
 	loose     int64 // unix seconds since when synchronisation took its last tag away; 0: not so
+	created   int64 // unix seconds since when it is in the repository; 0 in rows of before this was kept
 	subject   registry.Digest
 	children  []target // manifests of an index
 	blobs     []target // config and layers
 }
 
 func (r manifestRow) encode() []byte {
-	b := putInt(nil, bit(r.pushed, 1)|bit(r.pinned, 2)|bit(r.subject != "", 4))
+	b := putInt(nil, bit(r.pushed, 1)|bit(r.pinned, 2)|bit(r.subject != "", 4)|bit(r.created != 0, 8))
 	b = putInt(putInt(putMediaType(b, r.mediaType), r.size), r.loose)
+	if r.created != 0 {
+		b = putInt(b, r.created)
+	}
 	if r.subject != "" {
 		b = append(b, digestKey(r.subject)...)
 	}
@@ -201,6 +204,9 @@ func decodeManifest(b []byte) (row manifestRow, err error) {
 	flags := r.uint()
 	row.pushed, row.pinned = flags&1 != 0, flags&2 != 0
 	row.mediaType, row.size, row.loose = r.mediaType(), r.int(), r.int()
+	if flags&8 != 0 {
+		row.created = r.int()
+	}
 	if flags&4 != 0 {
 		row.subject = r.digest()
 	}
@@ -231,19 +237,28 @@ func newManifestRow(m registry.Descriptor, refs registry.References) manifestRow
 type tagRow struct {
 	digest registry.Digest
 	pushed bool
-	at     int64 // unix seconds of the last move
-	seq    uint64
+	at      int64 // unix seconds of the last move
+	seq     uint64
+	created int64 // unix seconds; in rows of before this was kept it is at
 }
 
 func (r tagRow) encode() []byte {
-	b := append(putInt(nil, bit(r.pushed, 1)), digestKey(r.digest)...)
-	return putInt(putInt(b, r.at), int64(r.seq))
+	b := append(putInt(nil, bit(r.pushed, 1)|bit(r.created != r.at, 2)), digestKey(r.digest)...)
+	b = putInt(putInt(b, r.at), int64(r.seq))
+	if r.created != r.at {
+		b = putInt(b, r.created)
+	}
+	return b
 }
 
 func decodeTag(b []byte) (row tagRow, err error) {
 	r := reader{b: b}
-	row.pushed = r.uint()&1 != 0
+	flags := r.uint()
+	row.pushed = flags&1 != 0
 	row.digest, row.at, row.seq = r.digest(), r.int(), r.uint()
+	if row.created = row.at; flags&2 != 0 {
+		row.created = r.int()
+	}
 	return row, r.err()
 }
 

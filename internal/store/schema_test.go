@@ -46,7 +46,7 @@ func documentedSchema(t *testing.T) map[string]bool {
 func observedSchema(t *testing.T, s *Store) map[string]bool {
 	t.Helper()
 	paths := map[string]bool{}
-	variable := map[string]string{"blobs/": "<digest>", "repos/": "<repo>/", "changes/": "<seq>", "documents/": "<name>",
+	variable := map[string]string{"blobs/": "<digest>", "repos/": "<repo>/", "changes/": "<seq>", "documents/": "<name>", "locks/": "<repo><0>[<kind><tag or digest>]",
 		"repos/<repo>/manifests/": "<digest>", "repos/<repo>/tags/": "<tag>", "repos/<repo>/links/": "<digest>",
 		"repos/<repo>/referrers/": "<subject digest><digest>"}
 	var walk func(prefix string, b *bbolt.Bucket)
@@ -88,7 +88,9 @@ func TestSchema(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	locked := true
 	err := errors.Join(s.PutDocument(t.Context(), "config", []byte("{}")),
+		s.SetAttributes(t.Context(), testRepo, registry.TagReference("latest"), registry.AttributeChange{NoWrite: &locked}),
 		s.update(t.Context(), func(t *tx) error { return t.put(t.Bucket(bucketMeta), keyRecovering, []byte{1}) }))
 	if err != nil {
 		t.Fatal(err)
@@ -127,6 +129,10 @@ func TestRows(t *testing.T) {
 	}{
 		"blob":     {blobRow{size: 5, at: 6, fetched: true}.encode(), func(b []byte) ([]byte, error) { r, err := decodeBlob(b); return r.encode(), err }},
 		"manifest": {manifest.encode(), func(b []byte) ([]byte, error) { r, err := decodeManifest(b); return r.encode(), err }},
+		"manifest with its time": {func() []byte { m := manifest; m.created = 77; return m.encode() }(),
+			func(b []byte) ([]byte, error) { r, err := decodeManifest(b); return r.encode(), err }},
+		"tag made before": {tagRow{digest: d, pushed: true, at: 9, seq: 2, created: 4}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
+		"lock":            {encodeLock(registry.Attributes{NoWrite: true, NoList: true}), func(b []byte) ([]byte, error) { a, err := decodeLock(b); return encodeLock(a), err }},
 		"tag":      {tagRow{digest: d, pushed: true, at: 1, seq: 2}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
 		"referrer": {referrerBytes, func(b []byte) ([]byte, error) {
 			r, err := decodeReferrer(b)
@@ -170,6 +176,7 @@ func FuzzRows(f *testing.F) {
 		_, _ = decodeTag(b)
 		_, _ = decodeReferrer(b)
 		_, _ = decodeChange(b)
+		_, _ = decodeLock(b)
 		_ = decodeCounts(b)
 	})
 }

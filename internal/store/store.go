@@ -61,6 +61,7 @@ type Store struct {
 	queue      queue
 	commits    atomic.Int64
 	counts     atomic.Pointer[counts]
+	locked     atomic.Pointer[map[string]*registry.Locks] // as the index has them
 	broken     atomic.Pointer[error]
 	recovering atomic.Bool
 

@@ -21,6 +21,9 @@ func (t *tx) nextSeq(row changeRow) (uint64, error) {
 // moveTag points a tag at a manifest. A tag that points there already only changes its origin, which is no change of
 // the content.
 func (r *repoTx) moveTag(tag string, d registry.Digest, pushed bool) error {
+	if err := r.mayMove(tag, d); err != nil {
+		return err
+	}
 	row, err := r.tag(tag)
 	if err == nil && row.digest == d {
 		row.pushed = pushed
@@ -33,7 +36,11 @@ func (r *repoTx) moveTag(tag string, d registry.Digest, pushed bool) error {
 	} else if r.tags.Get([]byte(tag)) == nil {
 		r.t.counts.tags++
 	}
-	row = tagRow{digest: d, pushed: pushed, at: r.t.now}
+	created := r.t.now
+	if err == nil {
+		created = row.created
+	}
+	row = tagRow{digest: d, pushed: pushed, at: r.t.now, created: created}
 	if row.seq, err = r.t.nextSeq(changeRow{kind: changeTag, repo: r.name, tag: tag}); err != nil {
 		return err
 	}
@@ -51,6 +58,9 @@ func (r *repoTx) removeTag(tag string) error {
 		}
 	}
 	if _, err := r.t.nextSeq(changeRow{kind: changeGone, repo: r.name, tag: tag}); err != nil {
+		return err
+	}
+	if err := r.dropLock(registry.TagReference(tag)); err != nil {
 		return err
 	}
 	r.t.counts.tags--
@@ -76,6 +86,9 @@ func (s *Store) DeleteTag(ctx context.Context, repo, tag string) error {
 		if err != nil || r.tags.Get([]byte(tag)) == nil {
 			return registry.ErrManifestUnknown.WithDetail(map[string]string{"tag": tag})
 		}
+		if err := r.mayUntag(tag); err != nil {
+			return err
+		}
 		return r.removeTag(tag)
 	})
 }
@@ -90,12 +103,14 @@ func (s *Store) TagStates(ctx context.Context, repo string) (list []registry.Loc
 		if err != nil {
 			return nil // none for an unknown repository
 		}
+		locks := r.locks()
 		return r.tags.ForEach(func(k, v []byte) error {
 			row, err := decodeTag(v)
 			if err != nil {
 				return nil // absent: synchronisation writes it again
 			}
-			list = append(list, registry.LocalTag{Tag: string(k), Digest: row.digest, Pushed: row.pushed})
+			list = append(list, registry.LocalTag{Tag: string(k), Digest: row.digest, Pushed: row.pushed,
+				Locked: locks.Of().NoWrite || locks.Tag(string(k)).NoWrite})
 			return nil
 		})
 	})
