@@ -81,7 +81,7 @@ func document(size int) string {
 
 // TestDiffIsWhatMergeNeeds checks that the difference of two documents makes one of the other.
 func TestDiffIsWhatMergeNeeds(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // test data
+	r := rand.New(rand.NewPCG(1, 2))
 	for range 2000 {
 		a, b := randomObject(r, 3), randomObject(r, 3)
 		before := fmt.Sprint(a)

@@ -156,15 +156,17 @@ func subscribedTo(d *edgesim.Device, filter string) func() bool {
 	}
 }
 
+const mosquittoSub = "mosquitto_sub" //nolint:misspell // the tool's name
+
 // TestMosquitto has a client of another house subscribe, receive a patch, and be refused with a wrong password.
 func TestMosquitto(t *testing.T) {
-	if _, err := exec.LookPath("mosquitto_sub"); err != nil {
-		t.Skip("mosquitto_sub is not installed (package mosquitto-clients)")
+	if _, err := exec.LookPath(mosquittoSub); err != nil {
+		t.Skip(mosquittoSub + " is not installed")
 	}
 	d := onFixedPorts(t, "127.0.0.79")
 	env := d.Env("mod")
 	run := func(password string) *exec.Cmd {
-		return exec.CommandContext(t.Context(), "mosquitto_sub", "-V", "mqttv311", "-h", env["IOTEDGE_GATEWAYHOSTNAME"], "-p", "8883",
+		return exec.CommandContext(t.Context(), mosquittoSub, "-V", "mqttv311", "-h", env["IOTEDGE_GATEWAYHOSTNAME"], "-p", "8883",
 			"--cafile", rootFile(t, d), "-i", "edge/mod", "-u", env["IOTEDGE_IOTHUBHOSTNAME"]+"/edge/mod/?api-version=2021-04-12",
 			"-P", password, "-q", "1", "-t", patchFilter, "-F", "%q %t %p", "-C", "1", "-W", "60")
 	}

@@ -82,6 +82,7 @@ func TestServiceAPI(t *testing.T) {
 }
 
 func TestServiceMethod(t *testing.T) {
+	t.Parallel()
 	d := device(t)
 	c := mustConnect(t, d, login{})
 	c.sub(t, methodsFilter)

@@ -76,27 +76,61 @@ func TestOffline(t *testing.T) {
 }
 
 func TestStaleCache(t *testing.T) {
-	d := device(t)
+	for name, tt := range map[string]struct {
+		sync time.Duration
+		want string // the patch when the cloud comes back; empty is none
+	}{
+		"fetched just now":   {time.Hour, ""},
+		"fetched long since": {time.Nanosecond, `{"$version":2,"mode":null,"n":2,"new":{"x":[1]}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := device(t, func(o *edgesim.Options) { o.Timing.TwinSync = tt.sync })
+			c := mustConnect(t, d, login{})
+			c.sub(t, resFilter, patchFilter)
+			before := c.twin(t)
+			d.SetCloud(false)
+			update(t, d, `{"n":2,"mode":null,"new":{"x":[1]}}`)
+			c.nothing(t, "$iothub/twin/PATCH")
+			if got := c.twin(t); got != before {
+				t.Errorf("cached twin %s, want %s", got, before)
+			}
+			d.SetCloud(true)
+			if tt.want == "" {
+				c.nothing(t, "$iothub/twin/PATCH")
+			} else if m := c.next(t, "$iothub/twin/PATCH"); m.payload != tt.want {
+				t.Errorf("difference %s", m.payload)
+			}
+			d.ForgetTwin("mod")
+			if _, ok := d.CachedTwin("mod"); ok {
+				t.Error("still cached")
+			}
+		})
+	}
+}
+
+// TestVersionGap misses a patch while absent: with the next one edgeHub notices, and sends the difference.
+func TestVersionGap(t *testing.T) {
+	d := device(t, func(o *edgesim.Options) { o.Timing.TwinSync = time.Hour })
 	c := mustConnect(t, d, login{})
-	c.sub(t, resFilter, patchFilter)
+	c.sub(t, resFilter)
 	before := c.twin(t)
+	update(t, d, `{"missed":true}`) // without a subscription the cloud sends edgeHub nothing
 	d.SetCloud(false)
-	update(t, d, `{"n":2,"mode":null,"new":{"x":[1]}}`)
-	c.nothing(t, "$iothub/twin/PATCH")
 	if got := c.twin(t); got != before {
-		t.Errorf("cached twin %s, want %s", got, before)
+		t.Errorf("stored twin %s, want %s", got, before)
 	}
-	d.SetCloud(true) // within Timing.TwinSync of the GET: no patch at all
-	c.nothing(t, "$iothub/twin/PATCH")
-	d.SetCloud(false)
-	time.Sleep(2 * time.Second) // Timing.TwinSync
 	d.SetCloud(true)
-	if m := c.next(t, "$iothub/twin/PATCH"); m.payload != `{"$version":2,"mode":null,"n":2,"new":{"x":[1]}}` {
-		t.Errorf("difference %s", m.payload)
+	c.sub(t, patchFilter)
+	update(t, d, `{"n":2}`)
+	if m := c.next(t, "$iothub/twin/PATCH"); m.payload != `{"$version":3,"missed":true,"n":2}` {
+		t.Errorf("patch %s", m.payload)
 	}
-	d.ForgetTwin("mod")
-	if _, ok := d.CachedTwin("mod"); ok {
-		t.Error("still cached")
+	update(t, d, `{"n":3}`)
+	if m := c.next(t, "$iothub/twin/PATCH"); m.payload != `{"$version":4,"n":3}` {
+		t.Errorf("patch %s", m.payload)
+	}
+	if twin, ok := d.CachedTwin("mod"); !ok || twin.DesiredVersion != 4 || twin.Desired["missed"] != true {
+		t.Errorf("stored twin %+v", twin)
 	}
 }
 
