@@ -68,7 +68,7 @@ func (d *dialer) secure(ctx context.Context, conn net.Conn, addr string, protoco
 	if d.o.RootCAs != nil {
 		var err error
 		if roots, err = d.o.RootCAs(); err != nil {
-			return fail(registry.ErrUnavailable.WithMessage("no connection to %s: the certificates to trust cannot be read", addr).Wrap(err))
+			return fail(rootsError(addr, err))
 		}
 	}
 	host, _, err := net.SplitHostPort(addr)
@@ -83,6 +83,16 @@ func (d *dialer) secure(ctx context.Context, conn net.Conn, addr string, protoco
 		return fail(handshakeError(addr, err))
 	}
 	return tc, nil
+}
+
+// rootsError says why there is nothing to verify the certificate with, where that was written for a person.
+func rootsError(addr string, err error) error {
+	why := "the certificates to trust cannot be read"
+	var known *registry.Error
+	if errors.As(err, &known) {
+		why = known.Message
+	}
+	return registry.ErrUnavailable.WithMessage("no connection to %s: %s", addr, why).Wrap(err)
 }
 
 // handshakeError says what is wrong with the certificate, since that is what an operator has to mend.

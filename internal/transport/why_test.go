@@ -1,7 +1,9 @@
 package transport_test
 
 import (
+	"crypto/x509"
 	"io"
+	"io/fs"
 	"log"
 	"net"
 	"net/http/httptest"
@@ -47,5 +49,28 @@ func TestFailedConnectionsSayWhy(t *testing.T) {
 				t.Errorf("%s: %q, want the host and %q", e.Code, e.Message, tt.want)
 			}
 		})
+	}
+}
+
+// TestNoRootsSaysWhy: what RootCAs says is what a person has to mend.
+func TestNoRootsSaysWhy(t *testing.T) {
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{registry.ErrUnavailable.WithMessage("the bundle is empty"), "the bundle is empty"},
+		{fs.ErrNotExist, "the certificates to trust cannot be read"}, // it may name files
+	} {
+		c, err := transport.NewClient(transport.ClientOptions{Origin: server.URL, RootCAs: func() (*x509.CertPool, error) { return nil, tt.err }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = get(c, request(t, t.Context(), "GET", server.URL, nil))
+		if e := registry.AsError(err); e.Code != registry.CodeUnavailable || !strings.HasSuffix(e.Message, ": "+tt.want) {
+			t.Errorf("%s: %q, want %q", e.Code, e.Message, tt.want)
+		}
+		c.Close()
 	}
 }
