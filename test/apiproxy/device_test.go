@@ -88,12 +88,12 @@ func (d *device) start() {
 	defer log.Close() // the process has its own
 	args := []string{"serve", "--data-dir", d.data(), "--config", filepath.Join(d.dir, "config.json"), "--listen", d.addr, "--management", ""}
 	cmd := exec.CommandContext(d.ctx, binary, append(args, d.args...)...)
-	cmd.Env = d.env
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "ACR_") && !strings.HasPrefix(v, "IOTEDGE_") && !strings.HasPrefix(v, "SYNC_TOKEN_") {
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
+	cmd.Env = append(cmd.Env, d.env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	must(d.t, cmd.Start())
 	exited := make(chan struct{})
