@@ -248,7 +248,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 	record := m.lastRecord(ctx)
 	m.restore(record)
 	m.hub = m.newEdgeHub(record)
-	handler := m.routes()
+	handler := m.routes(ctx)
 	m.handler.Store(&handler)
 	close(m.opened)
 	if m.o.Ready != nil {

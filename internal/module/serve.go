@@ -1,10 +1,13 @@
 package module
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"time"
 
+	"github.com/connected-registry/connected-registry/internal/acr"
+	"github.com/connected-registry/connected-registry/internal/auth"
 	"github.com/connected-registry/connected-registry/internal/distribution"
 	"github.com/connected-registry/connected-registry/internal/filter"
 	"github.com/connected-registry/connected-registry/internal/gateway"
@@ -28,17 +31,25 @@ func (m *Module) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 // routes puts the house together, from the store outwards: what is here, what the parent has, what the mode allows.
-func (m *Module) routes() http.Handler {
+func (m *Module) routes(ctx context.Context) http.Handler {
+	m.auth.Open(ctx, m.store)
 	mode := func() registry.Mode { return m.mode.Load().(registry.Mode) }
-	content := filter.Scoped(filter.Switch(mode, m.syncer.PullThrough(m.store)), m.auth.MayList)
+	content := filter.Scoped(filter.Locked(filter.Switch(mode, m.syncer.PullThrough(m.store)), m.store), m.auth.MayList)
+	azure := acr.New(content, m.store, m.auth, acr.Options{Mode: mode, Logger: m.log})
+	tokens := m.auth.TokenHandler()
 	v2 := distribution.New(content, m.auth, distribution.Options{Logger: m.log})
 	layers := gateway.New(m.store, m.auth, gateway.Options{Info: m.info, Closing: m.closing, Logger: m.log})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, registry.LayerPath) {
+		switch {
+		case strings.HasPrefix(r.URL.Path, registry.LayerPath):
 			layers.ServeHTTP(w, r)
-			return
+		case strings.HasPrefix(r.URL.Path, acr.Path):
+			azure.ServeHTTP(w, r)
+		case auth.IsTokenPath(r.URL.Path):
+			tokens.ServeHTTP(w, r)
+		default:
+			v2.ServeHTTP(w, r)
 		}
-		v2.ServeHTTP(w, r)
 	})
 }
 
