@@ -1,7 +1,9 @@
 package registry
 
 import (
+	"maps"
 	"path"
+	"slices"
 	"strings"
 	"time"
 )
@@ -128,8 +130,8 @@ type Scope []RepositoryRule
 // Scope returns the rules of all groups. Groups add up; their order has no meaning.
 func (c Config) Scope() Scope {
 	var all Scope
-	for _, rules := range c.Repositories {
-		all = append(all, rules...)
+	for _, group := range slices.Sorted(maps.Keys(c.Repositories)) {
+		all = append(all, c.Repositories[group]...)
 	}
 	return all
 }

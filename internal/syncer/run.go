@@ -45,12 +45,15 @@ func (s *Syncer) Run(ctx context.Context) {
 			err := s.iterate(ctx, set, changed, wake, iteration{
 				until: due.Until, verify: verify || len(triggers) > 0, poll: len(triggers) == 0 && !verify && failures == 0 && set.Schedule.Schedule.Continuous(),
 			})
+			if errors.Is(err, errInterrupted) {
+				s.putBack(triggers)
+				failures, lastDone, verify = 0, time.Time{}, true
+				continue
+			}
 			s.answer(triggers, err)
 			switch {
 			case err == nil:
 				failures, lastDone, verify = 0, now, false
-			case errors.Is(err, errInterrupted):
-				verify = true
 			case errors.Is(err, errWindow):
 				lastDone = now
 			default:
@@ -122,7 +125,7 @@ func (s *Syncer) backoff(failures int, set Settings) time.Duration {
 	return time.Duration((0.5 + s.o.Rand()/2) * float64(d))
 }
 
-// errInterrupted ends an iteration that only waited for the parent to change.
+// errInterrupted ends an iteration whose settings changed, or that only waited for the parent to change.
 var errInterrupted = errors.New("interrupted: settings changed or an iteration was asked for")
 
 // errWindow ends an iteration with its window. It is not context.DeadlineExceeded, which a parent that does not answer
@@ -146,6 +149,9 @@ type iteration struct {
 
 // iterate runs one iteration and records its result.
 func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan struct{}, it iteration) error {
+	ctx, interrupt := context.WithCancelCause(ctx)
+	defer interrupt(nil)
+	go interruptOn(ctx, interrupt, changed)
 	if !it.until.IsZero() {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, it.until.Sub(s.o.Clock.Now()))
@@ -165,7 +171,7 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 	} else {
 		s.setNext(time.Time{}) // when the parent changes
 	}
-	l, cursor, err := s.discover(ctx, set, kind, poll, changed, wake)
+	l, cursor, err := s.discover(ctx, set, kind, poll, wake)
 	if errors.Is(err, errInterrupted) || ctx.Err() == context.Canceled {
 		return errInterrupted
 	}
@@ -182,14 +188,26 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 		s.begin()
 	}
 	out := s.apply(ctx, set, kind, l, it.verify)
+	if out.err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+		return errInterrupted // what is not complete goes on under the new settings
+	}
 	if out.err == nil && cursor != "" {
 		out.err = s.saveCursor(ctx, set, cursor)
 	}
 	return s.finish(set, before, out)
 }
 
+// interruptOn interrupts what runs under ctx when sign is given.
+func interruptOn(ctx context.Context, interrupt context.CancelCauseFunc, sign <-chan struct{}) {
+	select {
+	case <-sign:
+		interrupt(errInterrupted)
+	case <-ctx.Done():
+	}
+}
+
 // discover asks the parent what it has. While it waits for a change it can be interrupted.
-func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.ParentKind, poll time.Duration, changed, wake <-chan struct{}) (listing, string, error) {
+func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.ParentKind, poll time.Duration, wake <-chan struct{}) (listing, string, error) {
 	if kind != registry.KindConnected {
 		l, err := s.discoverTags(ctx, set)
 		return l, "", err
@@ -199,14 +217,7 @@ func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.Paren
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go func() {
-		select {
-		case <-changed:
-		case <-wake:
-		case <-ctx.Done():
-		}
-		cancel(errInterrupted)
-	}()
+	go interruptOn(ctx, cancel, wake)
 	l, cursor, err := s.discoverChanges(ctx, set, poll)
 	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
 		return l, "", errInterrupted

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -122,12 +123,23 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	return s
 }
 
-// Update puts settings in force at once; transfers under way go on, from the new parent where that changed.
+// same reports whether nothing changed that an iteration under way would have to know.
+func (a Settings) same(b Settings) bool {
+	return a.Parent == b.Parent && a.ParentName == b.ParentName && a.Mode == b.Mode &&
+		slices.Equal(a.Scope, b.Scope) && slices.Equal(a.First, b.First) &&
+		a.Schedule.Window == b.Schedule.Window && a.Schedule.Schedule.String() == b.Schedule.Schedule.String() &&
+		a.Parallel == b.Parallel && a.PullThrough == b.PullThrough
+}
+
+// Update puts settings in force at once: an iteration under way begins again with them, and loses no byte by it.
 func (s *Syncer) Update(set Settings) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if set.Parallel < 1 {
 		set.Parallel = 1
+	}
+	if set.same(s.settings) {
+		return
 	}
 	if set.Parent != s.settings.Parent {
 		s.state.parent, s.state.info, s.state.probed = registry.ParentStatus{}, registry.LayerInfo{}, time.Time{}
@@ -175,6 +187,13 @@ func (s *Syncer) takeTriggers() []chan error {
 	t := s.triggers
 	s.triggers = nil
 	return t
+}
+
+// putBack returns who waits for an iteration to the queue: theirs was interrupted.
+func (s *Syncer) putBack(t []chan error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.triggers = append(t, s.triggers...)
 }
 
 func (s *Syncer) triggered() (pending bool, wake <-chan struct{}) {
