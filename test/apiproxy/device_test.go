@@ -162,10 +162,11 @@ func (d *device) until(what string, ok func(registry.Status) bool) registry.Stat
 	}
 }
 
-// sync runs an iteration now.
-func (d *device) sync() registry.Status {
+// sync runs an iteration now, as an operator does.
+func (d *device) sync() {
 	d.t.Helper()
-	var st registry.Status
-	must(d.t, module.Control(d.ctx, d.data(), "POST", "/sync", nil, &st))
-	return st
+	out, err := exec.CommandContext(d.ctx, binary, "sync", "--data-dir", d.data()).CombinedOutput()
+	if err != nil {
+		d.t.Fatalf("%s: sync: %v\n%s", d.name, err, out)
+	}
 }

@@ -354,6 +354,33 @@ func TestUnchanged(t *testing.T) {
 	})
 }
 
+// TestManyRules: however many repositories a layer wants, its question is one that nginx takes (8 KiB of a line).
+func TestManyRules(t *testing.T) {
+	s := newSite(t, true, false, true)
+	s.start()
+	s.synced(s.bottom(), 0)
+	tags := 0
+	for _, n := range []int{160, 400} {
+		groups := map[string]string{}
+		for i := range n {
+			groups[fmt.Sprintf("g%d", i/50)] += fmt.Sprintf("acme/line-%03d/module ", i)
+		}
+		s.bottom().registry.configure(map[string]any{"repositories": groups})
+		repo := fmt.Sprintf("acme/line-%03d/module", n-1)
+		must(t, remote.Write(s.ref(s.top(), repo+":1"), image(t, repo, 1000), s.as(writer)...))
+		s.until("it is at the bottom", func() bool { return s.digest(s.bottom(), repo+":1") != "" })
+		tags++
+	}
+	s.synced(s.bottom(), tags)
+	longest := 0
+	for _, a := range s.log(s.top()) {
+		longest = max(longest, len(a.URI))
+	}
+	if t.Logf("the longest question has %d bytes", longest); longest < 5000 {
+		t.Error("no question was near the limit: the test does not test it")
+	}
+}
+
 func (s *site) until(what string, ok func() bool) {
 	s.t.Helper()
 	for !ok() {
