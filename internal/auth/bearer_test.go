@@ -506,6 +506,14 @@ func TestChallengeFor(t *testing.T) {
 		},
 		{name: "a host that is none", path: "/v2/", bearer: true, host: `a"b`, want: basic},
 		{name: "IPv6", path: "/v2/", bearer: true, host: "[fe80::1]:80", want: `Bearer realm="http://[fe80::1]:80/acr/oauth2/token",service="[fe80::1]:80"`},
+		{
+			name: "mount", path: "/v2/a/blobs/uploads/?mount=x&from=b/c", bearer: true, repo: "a", action: registry.ContentWrite,
+			want: `Bearer realm="http://reg:8000/acr/oauth2/token",service="reg:8000",scope="repository:a:pull,push repository:b/c:pull"`,
+		},
+		{
+			name: "mount from no repository", path: "/v2/a/blobs/uploads/?mount=x&from=b%22,x=%22", bearer: true, repo: "a", action: registry.ContentWrite,
+			want: `Bearer realm="http://reg:8000/acr/oauth2/token",service="reg:8000",scope="repository:a:pull,push"`,
+		},
 		{name: "delete", path: "/acr/v1/a", repo: "a", action: registry.ContentDelete, want: `Bearer realm="http://reg:8000/acr/oauth2/token",service="reg:8000",scope="repository:a:delete"`},
 		{name: "untag", path: "/acr/v1/a/_tags/v1", repo: "a", action: registry.MetadataWrite, want: `Bearer realm="http://reg:8000/acr/oauth2/token",service="reg:8000",scope="repository:a:metadata_write"`},
 	} {

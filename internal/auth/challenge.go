@@ -28,6 +28,9 @@ func (a *Authenticator) ChallengeFor(h http.Header, r *http.Request, repo string
 	}
 	value := `Bearer realm="` + scheme + "://" + host + PathToken + `",service="` + host + `"`
 	if scope := scopeFor(repo, action); scope != "" {
+		if from := r.URL.Query().Get("from"); action == registry.ContentWrite && registry.ValidateRepository(from) == nil {
+			scope += " " + scopeFor(from, registry.ContentRead) // a blob is mounted from there
+		}
 		value += `,scope="` + scope + `"`
 	}
 	if sent {
