@@ -18,13 +18,16 @@ RACEFLAG  := $(if $(or $(CI),$(RACE)),-race)
 TESTFLAGS ?=
 LISTEN    ?= 127.0.0.1:5000
 
+# The packages with tests that need programs which are not Go.
+INTEROP = $(shell cd test && grep -rl --include='*_test.go' '^//go:build interop' . | xargs -n1 dirname | sort -u)
+
 # Images are dated by the commit, so that building one twice gives the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 BUILT      = $(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ 2>/dev/null)
 BUILDFLAGS = -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.built=$(BUILT)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test test-interop test-chaos-short test-chaos powercut-tools bench lint lint-full fmt image release clean
+.PHONY: help demo run build test test-interop test-interop-long test-chaos-short test-chaos powercut-tools bench lint lint-full fmt image release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,9 +45,13 @@ test: ## all tests that need nothing but Go, but for the faults (RACE=1 for the 
 	$(GO) test $(RACEFLAG) $(TESTFLAGS) ./...
 	cd test && $(GO) test $(RACEFLAG) $(TESTFLAGS) $$($(GO) list ./... | grep -v /chaos)
 
-test-interop: ## tests with real clients, which it installs (apt-get, root)
-	@command -v skopeo >/dev/null || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends skopeo; }
-	cd test && $(GO) test -count=1 -tags interop $(TESTFLAGS) ./interop/...
+test-interop: ## tests with real clients, which it installs (scripts/interop-setup: apt-get, root)
+	scripts/interop-setup $(TOOLS)
+	cd test && $(GO) test -count=1 -tags interop $(TESTFLAGS) $(INTEROP)
+
+test-interop-long: ## signatures by cosign, which takes minutes to build
+	scripts/interop-setup $(TOOLS) cosign
+	cd test && $(GO) test -count=1 -tags 'interop cosign' $(TESTFLAGS) -run Cosign ./interop
 
 test-chaos-short: ## the fault tests as CI runs them, with the race detector
 	cd test && $(GO) test -race -count=1 $(TESTFLAGS) ./chaos/...

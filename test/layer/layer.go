@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -32,6 +33,11 @@ type Options struct {
 	Repositories map[string]string // the document's repositories
 	Schedule     string            // empty is continuous
 	Listen       string            // address; empty is a free port of 127.0.0.1
+	Closed       bool              // nobody does anything without a token
+	Document     map[string]any    // sections of the configuration document, over what the fields above say
+	Args         []string          // more flags of serve
+	Env          []string          // more of its environment
+	Module       bool              // as on a device: Env and the module twin alone say what it does; give Closed with it
 }
 
 // Layer is one registry. Its methods are for one goroutine, apart from Status, Ready and RSS.
@@ -69,6 +75,9 @@ func New(o Options) (*Layer, error) {
 	}}
 	if err := os.MkdirAll(l.DataDir(), 0o700); err != nil {
 		return nil, err
+	}
+	if l.Module {
+		return l, nil
 	}
 	if _, err := os.Stat(l.configFile()); err == nil {
 		return l, nil
@@ -108,6 +117,7 @@ func (l *Layer) Configure() error {
 	if l.Parent == "" {
 		delete(doc, "parent")
 	}
+	maps.Copy(doc, l.Document)
 	body, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
 		return err
@@ -130,13 +140,19 @@ func (l *Layer) Start(ctx context.Context) error {
 	defer log.Close() // the process has its own
 	args := []string{
 		"serve", "--data-dir", l.DataDir(), "--config", l.configFile(), "--listen", l.Addr, "--management", "127.0.0.1:0",
-		"--name", l.Name, "--insecure-anonymous-pull", "--allow-insecure-parent",
+		"--name", l.Name, "--allow-insecure-parent",
 	}
-	if l.Mode == registry.ReadWrite {
+	if l.Module {
+		args = []string{"serve", "--data-dir", l.DataDir(), "--listen", l.Addr, "--management", "127.0.0.1:0"}
+	}
+	if !l.Closed {
+		args = append(args, "--insecure-anonymous-pull")
+	}
+	if !l.Closed && l.Mode == registry.ReadWrite {
 		args = append(args, "--insecure-anonymous-push")
 	}
-	cmd := exec.CommandContext(ctx, l.Binary, args...)
-	cmd.Env = environment()
+	cmd := exec.CommandContext(ctx, l.Binary, append(args, l.Args...)...)
+	cmd.Env = append(environment(), l.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopLimit
@@ -178,7 +194,7 @@ func (l *Layer) Ready(ctx context.Context) error {
 			return false, nil // not yet
 		}
 		_ = resp.Body.Close()
-		return resp.StatusCode == http.StatusOK, nil
+		return resp.StatusCode == http.StatusOK || l.Closed && resp.StatusCode == http.StatusUnauthorized, nil
 	})
 }
 
