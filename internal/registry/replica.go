@@ -57,6 +57,16 @@ type Replica interface {
 	// Missing returns the descriptors below the manifest that are not here; none means that it is complete. For an index
 	// only children for which want is true count; a nil want takes all.
 	Missing(ctx context.Context, repo string, d Digest, want func(Descriptor) bool) ([]Descriptor, error)
+	// Damaged lists content that was here and was found missing or with other bytes since the start, as far as something
+	// needs it: what brings the same bytes as a Partial heals it. None costs nothing.
+	Damaged(ctx context.Context) ([]Damage, error)
+}
+
+// Damage is content that a repository needs and the volume lost.
+type Damage struct {
+	Repository string // one of those that need it
+	Descriptor
+	Manifest bool // it is a manifest, else a blob
 }
 
 // Documents keeps a few small documents in the index: last good configuration, cursors.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 
@@ -11,21 +12,50 @@ import (
 // mediaTypeBlob is the media type of a blob, whatever a manifest calls it.
 const mediaTypeBlob = "application/octet-stream"
 
-// Blob is an open blob. It stays readable when the blob is removed meanwhile.
+// Blob is an open blob. It stays readable when the blob is removed meanwhile. The first time that a process gives a
+// blob out, it hashes what is read: the last byte of damaged content is never sent.
 type Blob struct {
 	*io.SectionReader
-	file File
-	desc registry.Descriptor
+	s     *Store
+	file  File
+	desc  registry.Descriptor
+	check *running // nil when the content is known to be right
 }
 
 // Descriptor returns digest and size.
 func (b *Blob) Descriptor() registry.Descriptor { return b.desc }
 
-// File returns the operating system's file, nil when the store's FS is another, for sendfile. Its own offset is at the
-// start of the content and is not moved by Read and Seek.
+// File returns the operating system's file for sendfile; nil when the store's FS is another, or while the content is
+// still to be hashed. Its own offset is at the start of the content and is not moved by Read and Seek.
 func (b *Blob) File() *os.File {
+	if b.check != nil {
+		return nil
+	}
 	f, _ := b.file.(*os.File)
 	return f
+}
+
+// Read reads on. Errors: errDamaged instead of the last bytes when those that were read from the start are not the
+// content.
+func (b *Blob) Read(p []byte) (int, error) {
+	if b.check == nil {
+		return b.SectionReader.Read(p)
+	}
+	at, err := b.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	n, err := b.SectionReader.Read(p)
+	b.check.wrote(p[:n], at)
+	if n > 0 && b.check.n == b.desc.Size {
+		if b.check.digest() != b.desc.Digest {
+			b.s.quarantine(b.file, b.desc.Digest, errOtherBytes)
+			return 0, errDamaged
+		}
+		b.s.sound.add(b.desc.Digest)
+		b.check = nil
+	}
+	return n, err
 }
 
 // Close closes the file.
@@ -58,13 +88,37 @@ func (s *Store) GetBlob(ctx context.Context, repo string, d registry.Digest) (re
 	return s.openBlob(d, row.size)
 }
 
+// smallBlob is what is hashed before the first byte is given out, in bytes: configurations and artifacts.
+const smallBlob = 64 << 10
+
 func (s *Store) openBlob(d registry.Digest, size int64) (registry.BlobReader, error) {
 	f, err := s.open(d, size)
 	if err != nil {
 		return nil, err
 	}
-	return &Blob{SectionReader: io.NewSectionReader(f, 0, size), file: f,
-		desc: registry.Descriptor{MediaType: mediaTypeBlob, Digest: d, Size: size}}, nil
+	b := &Blob{
+		SectionReader: io.NewSectionReader(f, 0, size), s: s, file: f,
+		desc: registry.Descriptor{MediaType: mediaTypeBlob, Digest: d, Size: size},
+	}
+	if s.sound.has(d) {
+		return b, nil
+	}
+	b.check = newRunning(d.Algorithm().String())
+	if size > smallBlob {
+		return b, nil
+	}
+	_, err = io.Copy(io.Discard, b)
+	if err == nil {
+		_, err = b.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		_ = f.Close()
+		if errors.Is(err, errDamaged) {
+			return nil, registry.ErrBlobUnknown.WithDetail(map[string]string{"digest": d.String()})
+		}
+		return nil, diskError(err)
+	}
+	return b, nil
 }
 
 // ResolveBlob implements registry.Reader. The blob is safe from collection for a while, because a client that finds it

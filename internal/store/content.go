@@ -186,6 +186,7 @@ func (s *Store) publish(ctx context.Context, f File, path string, d registry.Dig
 	if err == nil {
 		s.leases.add(d, s.uptime())
 		s.warned.Delete(d)
+		s.sound.add(d) // the bytes were hashed on their way here
 		return false, nil
 	}
 	return s.unpublish(path, d), diskError(err)
@@ -324,5 +325,10 @@ func (r *running) sum(ctx context.Context, f io.ReaderAt, alg string, size int64
 			return "", diskError(err)
 		}
 	}
-	return registry.Digest(alg + ":" + hex.EncodeToString(r.h.Sum(nil))), nil
+	return r.digest(), nil
+}
+
+// digest is that of the bytes so far.
+func (r *running) digest() registry.Digest {
+	return registry.Digest(r.alg + ":" + hex.EncodeToString(r.h.Sum(nil)))
 }

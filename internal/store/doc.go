@@ -1,11 +1,13 @@
 // Package store keeps a registry's content in one data directory: an index in bbolt, content in files named by their
 // digest. It implements registry.Registry for clients and registry.Replica for synchronisation.
 //
+//	snapshot-1, -2        the index as it was at most an hour ago, and before that
 //	meta.db               the index; its flock is the lock of the directory (buckets.go has the schema)
 //	blobs/sha256/ab/<hex> content, immutable, manifests included
 //	blobs/sha512/ab/<hex>
 //	partial/<alg>-<hex>   content on its way from a parent; the size of the file is the offset of the transfer
 //	uploads/<id>          content on its way from a client, beside <id>.json (repository, principal, start)
+//	quarantine/<alg>-<hex> files that were found with other bytes than their name says, until a collection
 //	reserve               blocks that are given back when the volume is full, so that the index can still delete
 //
 // What is acknowledged survives a power cut, because content becomes visible in one order without exceptions: fsync the
@@ -14,6 +16,8 @@
 // pushed image costs one commit for each blob and manifest.
 //
 // A row is not believed before the file has the row's size: content that is missing or short counts as absent, and is
-// fetched or pushed again. A damaged index is set aside and rebuilt from the files, by hash, in the background; until
-// that is done nothing is collected.
+// fetched or pushed again. The first time that a process gives content out it is hashed, and a scrub hashes everything
+// now and then; what has other bytes is set aside and counts as absent. A damaged index is set aside too: the last
+// snapshot of it takes its place, and content without rows is found again by hash, in the background; until that is done
+// nothing is collected.
 package store

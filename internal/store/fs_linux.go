@@ -36,3 +36,10 @@ func (OSFS) Reserve(f File, size int64) error {
 		return os.NewSyscallError("fallocate", err)
 	}
 }
+
+// lowPriority gives the calling thread the idle class of the disk (ioprio_set(2): IOPRIO_WHO_PROCESS is 1, the class
+// idle is 3 above 13 bits of data) and the last place for the processor. Where that is forbidden it stays as it was.
+func lowPriority() {
+	_, _, _ = syscall.Syscall(syscall.SYS_IOPRIO_SET, 1, 0, 3<<13)
+	_ = syscall.Setpriority(syscall.PRIO_PROCESS, syscall.Gettid(), 19)
+}

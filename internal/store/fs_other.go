@@ -18,3 +18,6 @@ func (OSFS) Free(path string) (int64, error) {
 
 // Reserve implements FS; only Linux allocates ahead.
 func (OSFS) Reserve(File, int64) error { return nil }
+
+// lowPriority does nothing; only Linux has priorities of threads.
+func lowPriority() {}

@@ -383,6 +383,9 @@ func (g *collection) files(ctx context.Context) error {
 	if err != nil {
 		return diskError(err)
 	}
+	if err := g.quarantined(); err != nil {
+		return diskError(err)
+	}
 	list, err := g.s.fs.ReadDir(g.s.path(dirPartial), 0)
 	if err != nil {
 		return diskError(err)

@@ -6,9 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
-	"os"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -82,34 +80,11 @@ func (s *Store) manifestBytes(ctx context.Context, d registry.Digest, size int64
 		return nil, err
 	}
 	if got != d {
-		s.quarantine(f, d)
+		s.quarantine(f, d, errOtherBytes)
 		return nil, unknown
 	}
 	s.cache.put(d, body)
 	return body, nil
-}
-
-// quarantine removes a file that was read and has other bytes than its name says, so that it is absent for all and comes
-// again. A file that was published meanwhile is another one and stays.
-func (s *Store) quarantine(f File, d registry.Digest) {
-	s.missing(d, fmt.Errorf("the hash of the bytes on the disk is another"))
-	if !s.content.doom(d) {
-		return
-	}
-	_, err := s.content.execute(d, func() error {
-		mine, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		there, err := s.fs.Lstat(s.contentPath(d))
-		if err != nil || !os.SameFile(mine, there) {
-			return err
-		}
-		return s.fs.Remove(s.contentPath(d))
-	})
-	if err != nil && !isAbsent(err) {
-		s.log.Warn("damaged content was not removed", "digest", d.String(), "error", err)
-	}
 }
 
 // PutManifest implements registry.Writer. Every blob must belong to the repository and every child of an index must be

@@ -23,13 +23,15 @@ import (
 )
 
 const (
-	indexName    = "meta.db"
-	reserveName  = "reserve"
-	dirBlobs     = "blobs"
-	dirPartial   = "partial"
-	dirUploads   = "uploads"
-	keptDamaged  = 3 // damaged indexes that are kept for a look at them
-	lockInterval = 50 * time.Millisecond
+	indexName   = "meta.db"
+	reserveName = "reserve"
+	dirBlobs    = "blobs"
+	dirPartial  = "partial"
+	dirUploads  = "uploads"
+
+	dirQuarantine = "quarantine"
+	keptDamaged   = 3 // damaged indexes that are kept for a look at them
+	lockInterval  = 50 * time.Millisecond
 )
 
 // Open takes a data directory into use, creating it when it is new. It does not read content: a damaged or emptied
@@ -94,7 +96,7 @@ func (s *Store) prepare() error {
 		return err
 	}
 	made := false
-	for _, d := range []string{dirBlobs, dirBlobs + "/sha256", dirBlobs + "/sha512", dirPartial, dirUploads} {
+	for _, d := range []string{dirBlobs, dirBlobs + "/sha256", dirBlobs + "/sha512", dirPartial, dirUploads, dirQuarantine} {
 		m, err := s.mkdir(s.path(d))
 		if err != nil {
 			return err
@@ -185,7 +187,7 @@ func (s *Store) openError(err error) error {
 	return err
 }
 
-// openIndex locks, checks and opens the index. Whatever is wrong with its bytes, a new one takes its place.
+// openIndex locks, checks and opens the index. Whatever is wrong with its bytes, a snapshot or a new one takes its place.
 func (s *Store) openIndex(ctx context.Context) error {
 	f, err := s.lockIndex(ctx)
 	if err != nil {
@@ -195,14 +197,20 @@ func (s *Store) openIndex(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	fresh := info.Size() == 0
-	if !fresh {
-		err = verifyIndex(f)
+	size, used := info.Size(), int64(0)
+	switch {
+	case size > 0:
+		used, err = measureIndex(f, size)
+	case s.hasSnapshot():
+		err = damaged("it is empty")
 	}
 	if err == nil {
-		err = s.openBolt(f, fresh)
+		err = s.openBolt(f, indexState{fresh: size == 0})
 	}
-	if err == nil || !errors.Is(err, errDamaged) {
+	if err == nil {
+		return s.compacted(ctx, size, used)
+	}
+	if !errors.Is(err, errDamaged) {
 		return err
 	}
 	// The lock of the damaged file is held until the new one is locked, so that no other process slips in between.
@@ -210,12 +218,49 @@ func (s *Store) openIndex(ctx context.Context) error {
 	if err := s.setAside(); err != nil {
 		return errors.Join(err, f.Close())
 	}
+	restored := s.restoreSnapshot()
 	g, err := s.lockIndex(ctx)
 	_ = f.Close()
 	if err != nil {
 		return err
 	}
-	return s.openBolt(g, true)
+	err = s.openBolt(g, indexState{fresh: !restored, restored: restored})
+	if !restored || !errors.Is(err, errDamaged) {
+		return err
+	}
+	// What the walk did not see, bbolt or the schema did.
+	if err := s.setAside(); err != nil {
+		return err
+	}
+	if g, err = s.lockIndex(ctx); err != nil {
+		return err
+	}
+	return s.openBolt(g, indexState{fresh: true})
+}
+
+// compacted makes an open index smaller when that is worth it.
+func (s *Store) compacted(ctx context.Context, size, used int64) error {
+	done, err := s.compact(size-used, size)
+	if err != nil {
+		s.log.Warn("the index could not be made smaller", "error", err)
+	}
+	if !done {
+		return nil
+	}
+	if err := s.db.Close(); err != nil {
+		return err
+	}
+	f, err := s.lockIndex(ctx)
+	if err != nil {
+		return err
+	}
+	return s.openBolt(f, indexState{})
+}
+
+// indexState is what is known of an index before it is opened.
+type indexState struct {
+	fresh    bool // it is a new file
+	restored bool // it is a snapshot
 }
 
 // lockIndex opens the index file and waits for its lock, for LockTimeout at most.
@@ -286,7 +331,7 @@ func (s *Store) setAside() error {
 }
 
 // openBolt hands the locked file to bbolt and brings its schema up to date. It owns f. Errors: errDamaged.
-func (s *Store) openBolt(f *os.File, fresh bool) error {
+func (s *Store) openBolt(f *os.File, is indexState) error {
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // never fails, as its documentation says
 	err := guard(func() (err error) {
@@ -296,9 +341,14 @@ func (s *Store) openBolt(f *os.File, fresh bool) error {
 		if err := migrate(s.db, hex.EncodeToString(id)); err != nil {
 			return err
 		}
+		if is.restored {
+			if err := renew(s.db, hex.EncodeToString(id)); err != nil {
+				return err
+			}
+		}
 		return s.load()
 	})
-	if err == nil && fresh {
+	if err == nil && is.fresh {
 		err = s.fs.SyncDir(s.dir)
 	}
 	switch {

@@ -42,6 +42,8 @@ type Options struct {
 
 	// hook is called between the steps of a commit, for tests that stop there; an error of it fails the step.
 	hook func(step string) error
+	// compactFree replaces the constant of that name in tests.
+	compactFree int64
 	// uptime replaces the monotonic clock in tests.
 	uptime func() time.Duration
 }
@@ -79,6 +81,10 @@ type Store struct {
 	uploads   map[string]*session
 
 	warned sync.Map // Digest -> struct{}: content that was reported as missing
+	sound  sound    // content that this process has hashed
+
+	snapshotMu sync.Mutex
+	snapshotAt int64 // commits at the last snapshot
 
 	gcMu     sync.Mutex
 	sweeping sync.RWMutex // held for writing from the last check of a blob's references to the removal of its row

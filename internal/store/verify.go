@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
-	"os"
+	"math/bits"
 	"runtime/debug"
 )
 
@@ -38,22 +38,31 @@ type verifier struct {
 	depth    int
 }
 
-// verifyIndex checks the structure of an index file. Errors: errDamaged, and those of reading.
-func verifyIndex(f *os.File) error {
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
+// verifyIndex checks the structure of an index file of so many bytes. Errors: errDamaged, and those of reading.
+func verifyIndex(f io.ReaderAt, size int64) error {
+	_, err := measureIndex(f, size)
+	return err
+}
+
+// measureIndex is verifyIndex; it returns the bytes that are in use.
+func measureIndex(f io.ReaderAt, size int64) (used int64, err error) {
 	v := &verifier{f: f}
-	root, err := v.meta(info.Size())
+	root, err := v.meta(size)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if v.pages > uint64(info.Size()/v.pageSize) {
-		return damaged("%d pages in a file of %d bytes", v.pages, info.Size())
+	if v.pages > uint64(size/v.pageSize) {
+		return 0, damaged("%d pages in a file of %d bytes", v.pages, size)
 	}
 	v.seen = make([]uint64, v.pages/64+1)
-	return v.page(root, nil, nil)
+	if err := v.page(root, nil, nil); err != nil {
+		return 0, err
+	}
+	n := 2 // the metas
+	for _, word := range v.seen {
+		n += bits.OnesCount64(word)
+	}
+	return int64(n) * v.pageSize, nil
 }
 
 func damaged(format string, args ...any) error {

@@ -1,0 +1,338 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+)
+
+// long takes all cases; without it a part of them is enough to see a mistake.
+var long = os.Getenv("CHAOS") == "long"
+
+const fast = 1 << 40 // bytes per second of a scrub that does not wait
+
+// TestFlippedBlobs changes one bit in each of many blobs: no read gives wrong bytes as if they were complete, one scrub
+// finds every one, and each is healed by its digest.
+func TestFlippedBlobs(t *testing.T) {
+	n := 60
+	if long {
+		n = 500
+	}
+	dir := t.TempDir()
+	s := openStore(t, dir, Options{})
+	random := rand.New(rand.NewPCG(3, 4))
+	var blobs []registrytest.Blob
+	for i := range n {
+		size := 1 + random.IntN(5000)
+		if i%7 == 0 {
+			size = smallBlob + random.IntN(200_000)
+		}
+		image := registrytest.NewImage(uint64(i), size)
+		if err := registrytest.Push(t.Context(), s, testRepo, fmt.Sprint("t", i), image); err != nil {
+			t.Fatal(err)
+		}
+		blobs = append(blobs, image.Blobs[1])
+	}
+	closeChecked(t, s)
+	s = openStore(t, dir, Options{}) // what this process wrote itself it believes
+	for _, b := range blobs {
+		rewrite(t, s.contentPath(b.Digest), func(body []byte) []byte {
+			body[random.IntN(len(body))] ^= 1 << random.IntN(8)
+			return body
+		})
+	}
+	for _, b := range blobs[:n/2] {
+		r, err := s.GetBlob(t.Context(), testRepo, b.Digest)
+		if err != nil {
+			if !errors.Is(err, registry.ErrBlobUnknown) {
+				t.Errorf("GetBlob: %v", err)
+			}
+			continue
+		}
+		if r.(*Blob).File() != nil {
+			t.Error("content that nobody has hashed is given out for sendfile")
+		}
+		body, err := io.ReadAll(r)
+		if err == nil || int64(len(body)) >= b.Size {
+			t.Errorf("%d of %d wrong bytes were read, %v", len(body), b.Size, err)
+		}
+		_ = r.Close()
+	}
+	res, err := s.Scrub(t.Context(), ScrubOptions{BytesPerSecond: fast})
+	if err != nil || !res.Done || res.Damaged != n {
+		t.Fatalf("Scrub: %+v, %v, want %d damaged", res, err, n)
+	}
+	list, err := s.Damaged(t.Context())
+	if err != nil || len(list) != n {
+		t.Fatalf("Damaged: %d, %v, want %d", len(list), err, n)
+	}
+	kept, err := os.ReadDir(filepath.Join(dir, dirQuarantine))
+	if err != nil || len(kept) != n {
+		t.Errorf("%d files in quarantine, %v, want %d", len(kept), err, n)
+	}
+	for _, b := range blobs {
+		if err := fetchBlob(b).do(t.Context(), s, newOracle()); err != nil {
+			t.Fatal(err)
+		}
+		r, err := s.GetBlob(t.Context(), testRepo, b.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(r)
+		if err := errors.Join(err, r.Close()); err != nil || digest.FromBytes(body) != b.Digest {
+			t.Errorf("healed content: %d bytes, %v", len(body), err)
+		}
+	}
+	if list, err := s.Damaged(t.Context()); err != nil || len(list) > 0 {
+		t.Errorf("Damaged after healing: %d, %v", len(list), err)
+	}
+	if res, err := s.GC(t.Context(), GCOptions{}); err != nil || res.Files != n || res.Blobs > 0 {
+		t.Errorf("GC: %+v, %v, want the %d files of the quarantine", res, err, n)
+	}
+}
+
+// TestScrubContinues stops a scrub in the middle and starts the process again: what was hashed is not hashed again.
+func TestScrubContinues(t *testing.T) {
+	var now testTime
+	dir := t.TempDir()
+	s := openStore(t, dir, now.options())
+	fill(t, s, 20)
+	all := int(s.counts.Load().blobs)
+	list, err := s.blobsAfter("")
+	if err != nil || len(list) != all {
+		t.Fatalf("%d rows, %v", len(list), err)
+	}
+	body, err := json.Marshal(scrubState{Cursor: list[all/2].digest})
+	if err == nil {
+		err = s.PutDocument(t.Context(), scrubDocument, body)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeChecked(t, s)
+	s = openStore(t, dir, now.options())
+	commits := s.commits.Load()
+	res, err := s.Scrub(t.Context(), ScrubOptions{BytesPerSecond: fast})
+	if err != nil || !res.Done || res.Blobs != all-all/2-1 {
+		t.Errorf("Scrub: %+v, %v, want the rest, %d", res, err, all-all/2-1)
+	}
+	if n := s.commits.Load() - commits; n != 1 {
+		t.Errorf("%d commits for a scrub of a moment, want 1", n)
+	}
+	for _, tt := range []struct {
+		after time.Duration
+		want  int
+	}{{time.Hour, 0}, {defaultScrubEvery, all}, {time.Hour, 0}} {
+		now.pass(tt.after)
+		if res, err := s.Scrub(t.Context(), ScrubOptions{BytesPerSecond: fast}); err != nil || !res.Done || res.Blobs != tt.want {
+			t.Errorf("after %s more: %+v, %v, want %d", tt.after, res, err, tt.want)
+		}
+	}
+}
+
+// TestScrubIsSlow holds a scrub to its rate.
+func TestScrubIsSlow(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	if err := pushBlob(testRepo, registrytest.NewBlob(1, 300_000)).do(t.Context(), s, newOracle()); err != nil {
+		t.Fatal(err)
+	}
+	begin := s.uptime()
+	res, err := s.Scrub(t.Context(), ScrubOptions{BytesPerSecond: 3_000_000})
+	if took := s.uptime() - begin; err != nil || res.Blobs != 1 || took < 95*time.Millisecond {
+		t.Errorf("Scrub: %+v, %v in %s, want 100 ms at least", res, err, took)
+	}
+}
+
+// TestSnapshot loses the index after tags were pushed: those of the snapshot stand again, content that came later is
+// found, and children are told to ask for everything.
+func TestSnapshot(t *testing.T) {
+	for name, damage := range map[string]func(t *testing.T, dir string){
+		"index":         func(t *testing.T, dir string) { rewrite(t, indexPath(dir), func([]byte) []byte { return nil }) },
+		"index is gone": func(t *testing.T, dir string) { _ = os.Remove(indexPath(dir)) },
+		"index and a later": func(t *testing.T, dir string) {
+			for _, name := range []string{indexName, snapshotNames[0]} {
+				rewrite(t, filepath.Join(dir, name), func(b []byte) []byte { clear(b[4096:]); clear(b[:4096]); return b })
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := openStore(t, dir, Options{})
+			o := fill(t, s, 6)
+			for range 2 {
+				if err := s.Snapshot(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.PutDocument(t.Context(), "clock", fmt.Append(nil, s.commits.Load())); err != nil {
+					t.Fatal(err)
+				}
+			}
+			late := registrytest.NewImage(999, 4000)
+			if err := registrytest.Push(t.Context(), s, "late/app", "v1", late); err != nil {
+				t.Fatal(err)
+			}
+			id, before := s.InstanceID(), s.counts.Load().blobs
+			closeChecked(t, s)
+			damage(t, dir)
+			s = openStore(t, dir, Options{})
+			if st, err := s.Usage(t.Context()); err != nil || st.Tags != len(o.tags) {
+				t.Errorf("%+v, %v, want %d tags at once", st, err, len(o.tags))
+			}
+			waitState(t, s, stateOK)
+			o.holds(t, s)
+			if s.InstanceID() == id {
+				t.Error("the restored index has the name of the lost one")
+			}
+			if after := s.counts.Load().blobs; after != before {
+				t.Errorf("%d blobs, want %d", after, before)
+			}
+			if size, ok := s.StatContent(t.Context(), late.Blobs[1].Digest); !ok || size != 4000 {
+				t.Error("content that came after the snapshot is lost")
+			}
+		})
+	}
+}
+
+// TestSnapshotWritesNothingNew: an idle device writes nothing.
+func TestSnapshotWritesNothingNew(t *testing.T) {
+	dir := t.TempDir()
+	x := &testFS{dir: dir}
+	s := openStore(t, dir, Options{FS: x})
+	fill(t, s, 1)
+	for i, want := range []bool{true, false, false} {
+		x.arm(0, false, nil)
+		if err := s.Snapshot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if wrote := len(x.lines()) > 0; wrote != want {
+			t.Errorf("snapshot %d: wrote %t, want %t", i, wrote, want)
+		}
+	}
+}
+
+// TestRotWithSnapshot damages the index in every way that chance finds. What is noticed loses no tag; what is served is
+// right in any case.
+func TestRotWithSnapshot(t *testing.T) {
+	n := 150
+	if long {
+		n = 2000
+	}
+	dir := t.TempDir()
+	s := openStore(t, dir, Options{})
+	o := fill(t, s, 30)
+	if err := s.Snapshot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	closeChecked(t, s)
+	good, err := os.ReadFile(indexPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := len(bytes.TrimRight(good, "\x00"))
+	random := rand.New(rand.NewPCG(5, 6))
+	noticed, silent := 0, 0
+	for i := range n {
+		bad := bytes.Clone(good)
+		switch i % 4 {
+		case 0:
+			at := random.IntN(used/4096) * 4096
+			clear(bad[at : at+4096])
+		case 1:
+			bad = bad[:random.IntN(len(bad))]
+		case 2:
+			at := random.IntN(used / 4096)
+			copy(bad[at*4096:], bad[random.IntN(used/4096)*4096:][:4096]) // a page that went to another's place
+		default:
+			for range 1 + random.IntN(4) {
+				bad[random.IntN(used)] ^= 1 << random.IntN(8)
+			}
+		}
+		if err := os.WriteFile(indexPath(dir), bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(t.Context(), dir, Options{})
+		if err != nil {
+			t.Fatalf("case %d: Open: %v", i, err)
+		}
+		restored := s.recovering.Load()
+		s.worker.Wait()
+		lost := 0
+		for key, image := range o.tags {
+			repo, tag, _ := strings.Cut(key, ":")
+			m, err := s.GetManifest(t.Context(), repo, registry.TagReference(tag))
+			if err != nil {
+				lost++
+			}
+			if err == nil && digest.FromBytes(m.Bytes) != m.Digest {
+				t.Fatalf("case %d: wrong bytes for %s", i, key)
+			}
+			if restored && (err != nil || m.Digest != image.Digest) {
+				t.Fatalf("case %d: the snapshot was used and %s is lost: %v", i, key, err)
+			}
+		}
+		if restored {
+			noticed++
+		} else if lost > 0 {
+			silent++
+		}
+		_ = s.Close()
+	}
+	t.Logf("of %d damages %d were noticed and lost no tag; %d were not noticed and lost some; the others hit nothing", n, noticed, silent)
+	if noticed < n/4 || silent > n/10 {
+		t.Errorf("only %d of %d damages were noticed", noticed, n)
+	}
+}
+
+// TestCompact churns an index: at the next start its file is small again, and nothing of it is lost.
+func TestCompact(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, Options{})
+	o := fill(t, s, 10)
+	if err := s.PutDocument(t.Context(), "large", make([]byte, maxDocument)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.PutDocument(t.Context(), "large", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	o.documents["large"] = "{}"
+	id := s.InstanceID()
+	closeChecked(t, s)
+	size := func() int64 {
+		info, err := os.Stat(indexPath(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	before := size()
+	s = openStore(t, dir, Options{})
+	closeChecked(t, s)
+	if size() != before {
+		t.Errorf("%d bytes of %d: a small index is left alone", size(), before)
+	}
+	s = openStore(t, dir, Options{compactFree: 1 << 18})
+	if after := size(); after > before/3 {
+		t.Errorf("%d bytes of %d are left", after, before)
+	}
+	o.holds(t, s)
+	if s.InstanceID() != id {
+		t.Error("another instance")
+	}
+	if list, _ := filepath.Glob(filepath.Join(dir, "*"+compactName+"*")); len(list) > 0 {
+		t.Errorf("left behind: %v", list)
+	}
+	fill(t, s, 3)
+}

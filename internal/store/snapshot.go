@@ -1,0 +1,224 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// snapshotNames are the snapshots of the index, the latest first.
+var snapshotNames = []string{"snapshot-1", "snapshot-2"}
+
+const snapshotTemp = "snapshot.new"
+
+// snapshotUnit is how large an index may be to be kept each hour; a larger one is kept less often in proportion, so
+// that a busy device writes so many bytes in an hour at most.
+const snapshotUnit = 16 << 20
+
+// SnapshotInterval is the time between two snapshots of the index as it is now: an hour, more for one above 16 MiB.
+func (s *Store) SnapshotInterval() time.Duration {
+	info, err := s.fs.Lstat(s.path(indexName))
+	if err != nil {
+		return time.Hour
+	}
+	return time.Hour * time.Duration(1+info.Size()/snapshotUnit)
+}
+
+// Snapshot keeps the index as it is now, durably, and the snapshot before. When nothing changed since the last one of
+// this process it writes nothing. Tags that were pushed here survive the loss of the index that way; there is no other
+// copy of them. Errors: UNAVAILABLE while the index is being rebuilt or is damaged, DiskError.
+func (s *Store) Snapshot(ctx context.Context) error {
+	if s.recovering.Load() || s.broken.Load() != nil {
+		return registry.ErrUnavailable.WithMessage("the index is not kept while it is damaged or being rebuilt")
+	}
+	s.snapshotMu.Lock()
+	defer s.snapshotMu.Unlock()
+	commits := s.commits.Load()
+	if commits == s.snapshotAt || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	temp := s.path(snapshotTemp)
+	if err := s.fs.Remove(temp); err != nil && !isAbsent(err) {
+		return diskError(err)
+	}
+	if err := s.copyIndex(temp); err != nil {
+		_ = s.fs.Remove(temp)
+		return diskError(err)
+	}
+	for _, move := range [][2]string{{snapshotNames[0], snapshotNames[1]}, {snapshotTemp, snapshotNames[0]}} {
+		if err := s.fs.Rename(s.path(move[0]), s.path(move[1])); err != nil && !isAbsent(err) {
+			return diskError(err)
+		}
+	}
+	if err := s.fs.SyncDir(s.dir); err != nil {
+		return diskError(err)
+	}
+	s.snapshotAt = commits
+	return nil
+}
+
+// copyIndex writes the index of one transaction to a new file.
+func (s *Store) copyIndex(path string) error {
+	return s.view(func(t *tx) error {
+		if err := s.room(t.Size()); err != nil {
+			return err
+		}
+		f, err := s.fs.Create(path)
+		if err != nil {
+			return err
+		}
+		_, err = t.WriteTo(&appender{f: f})
+		if err == nil {
+			err = f.Sync()
+		}
+		return errors.Join(err, f.Close())
+	})
+}
+
+// appender is an io.Writer over a File.
+type appender struct {
+	f  File
+	at int64
+}
+
+func (a *appender) Write(p []byte) (int, error) {
+	n, err := writeFull(a.f, p, a.at)
+	a.at += int64(n)
+	return n, err
+}
+
+// hasSnapshot reports whether there is any.
+func (s *Store) hasSnapshot() bool {
+	for _, name := range snapshotNames {
+		if info, err := s.fs.Lstat(s.path(name)); err == nil && info.Mode().IsRegular() {
+			return true
+		}
+	}
+	return false
+}
+
+// restoreSnapshot puts the latest snapshot that is sound in the place of the index; false when there is none. The
+// snapshots stay where they are.
+func (s *Store) restoreSnapshot() bool {
+	for _, name := range snapshotNames {
+		err := s.copySnapshot(s.path(name))
+		if err == nil {
+			s.log.Warn("the index was damaged; its snapshot is used, and content that came later is looked for", "snapshot", name)
+			return true
+		}
+		if !isAbsent(err) {
+			s.log.Error("a snapshot of the index cannot be used", "snapshot", name, "error", err)
+		}
+	}
+	return false
+}
+
+// copySnapshot copies a sound snapshot to the name of the index, which must be free or may be replaced.
+func (s *Store) copySnapshot(path string) error {
+	in, err := s.fs.Open(path, false)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	if err := verifyIndex(in, info.Size()); err != nil {
+		return err
+	}
+	temp := s.path(snapshotTemp)
+	if err := s.fs.Remove(temp); err != nil && !isAbsent(err) {
+		return err
+	}
+	out, err := s.fs.Create(temp)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(&appender{f: out}, io.NewSectionReader(in, 0, info.Size()))
+	if err == nil {
+		err = out.Sync()
+	}
+	if err = errors.Join(err, out.Close()); err == nil {
+		err = s.fs.Rename(temp, s.path(indexName))
+	}
+	if err != nil {
+		_ = s.fs.Remove(temp)
+		return err
+	}
+	return s.fs.SyncDir(s.dir)
+}
+
+// renew makes a restored index another one: cursors of children that saw what came after the snapshot do not fit it.
+// Files that it does not know are looked for.
+func renew(db *bbolt.DB, instanceID string) error {
+	return db.Update(func(btx *bbolt.Tx) error {
+		meta := btx.Bucket(bucketMeta)
+		if meta == nil {
+			return errDamaged
+		}
+		return errors.Join(meta.Put(keyInstanceID, []byte(instanceID)), meta.Put(keyRecovering, []byte{1}))
+	})
+}
+
+const (
+	// compactFree is how many bytes of the index have to be free before it is written anew, and they must be more than
+	// those in use.
+	compactFree = 16 << 20
+	compactName = indexName + ".compact"
+	compactTx   = 4 << 20 // bytes of one transaction of the copy
+)
+
+// compact writes an index that is mostly free space anew: bbolt never makes its file smaller. Whatever goes wrong, the
+// index that is there stays. The lock of the old file is held until its end; the caller opens the new one.
+func (s *Store) compact(free, size int64) (done bool, err error) {
+	if free < s.compactAbove() || free <= size/2 {
+		return false, nil
+	}
+	path := s.path(compactName)
+	if err := s.fs.Remove(path); err != nil && !isAbsent(err) {
+		return false, err
+	}
+	if err := s.room(size - free); err != nil {
+		return false, err
+	}
+	dst, err := bbolt.Open(path, 0o600, &bbolt.Options{NoSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return false, err
+	}
+	err = guard(func() error { return bbolt.Compact(dst, s.db, compactTx) })
+	if err == nil {
+		err = dst.Sync()
+	}
+	if err = errors.Join(err, dst.Close()); err == nil {
+		err = s.fs.Rename(path, s.path(indexName))
+	}
+	if err != nil {
+		_ = s.fs.Remove(path)
+		return false, err
+	}
+	if err := s.fs.SyncDir(s.dir); err != nil {
+		return false, err
+	}
+	after := int64(0)
+	if info, err := os.Lstat(filepath.Join(s.dir, indexName)); err == nil {
+		after = info.Size()
+	}
+	s.log.Info("the index was mostly free space and is written anew", "bytesBefore", size, "bytesAfter", after)
+	return true, nil
+}
+
+// compactAbove is compactFree, or what a test wants.
+func (s *Store) compactAbove() int64 {
+	if s.opts.compactFree > 0 {
+		return s.opts.compactFree
+	}
+	return compactFree
+}
