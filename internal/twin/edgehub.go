@@ -70,8 +70,9 @@ type EdgeHub struct {
 	used  atomic.Int64 // when something was last on its way, Unix nanoseconds
 
 	mu   sync.Mutex
-	link link  // that has proven that it works; nil while there is none
-	err  error // why there is none
+	link link   // that has proven that it works; nil while there is none
+	err  error  // why there is none
+	told string // the trouble that was logged last, since the last link
 }
 
 // NewEdgeHub returns the source for the module that edge describes.
@@ -305,16 +306,19 @@ func (h *EdgeHub) set(l link, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.link, h.err = l, err
+	if l != nil {
+		h.told = ""
+	}
 }
 
 // failed notes and logs why there is no link; the same trouble again is no news.
 func (h *EdgeHub) failed(ctx context.Context, err error) {
 	level := slog.LevelWarn
 	h.mu.Lock()
-	if h.err != nil && h.err.Error() == err.Error() {
+	if h.told == err.Error() {
 		level = slog.LevelDebug
 	}
-	h.err = err
+	h.err, h.told = err, err.Error()
 	h.mu.Unlock()
 	h.o.Log.Log(ctx, level, "edgeHub: no connection; what is here is served, and it is tried again", "error", err)
 }

@@ -72,7 +72,7 @@ func (identity) TokenFromEdge(_, _, _, _ string, _ time.Duration) (*common.Share
 
 // sign makes the credential of a module that is good until expiry.
 func sign(ctx context.Context, w *Workload, e Edge, product string, expiry time.Time) (credential, error) {
-	resource := e.IoTHubHostname + "/devices/" + url.QueryEscape(e.DeviceID) + "/modules/" + url.QueryEscape(e.ModuleID)
+	resource := e.IoTHubHostname + "/devices/" + e.DeviceID + "/modules/" + e.ModuleID // escaped once, as a whole
 	sas := common.SharedAccessSignature{Sr: resource, Se: expiry}
 	digest, err := w.Sign(ctx, fmt.Appendf(nil, "%s\n%d", url.QueryEscape(resource), expiry.Unix()))
 	if err != nil {
@@ -101,7 +101,7 @@ type mqttLink struct {
 func openLink(ctx context.Context, conn net.Conn, edge Edge, login credential, r receiver, timeout time.Duration, log *slog.Logger) (link, error) {
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l := &mqttLink{conn: &endedConn{Conn: conn, ended: make(chan struct{})}, ctx: life, cancel: cancel}
-	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() }) // never by the transport's context: that leaves a client behind
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
 	defer stop()
 	stopLife := context.AfterFunc(life, func() { _ = l.conn.Close() })
 	go func() {
@@ -114,18 +114,22 @@ func openLink(ctx context.Context, conn net.Conn, edge Edge, login credential, r
 		l.configure(o, login, timeout, client)
 	}))
 	l.transport.SetLogger(libraryLog{log})
-	err := l.transport.Connect(life, identity{edge})
+	// The end of its context would leave a client behind, so it has one that does not end.
+	err := l.transport.Connect(context.WithoutCancel(ctx), identity{edge})
 	if err == nil {
 		err = l.subscribe(ctx, r, client, timeout)
 	}
-	if err != nil {
-		l.close()
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		return nil, fmt.Errorf("edgeHub: %w", err)
+	if err == nil {
+		return l, nil
 	}
-	return l, nil
+	l.close()
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, context.Canceled):
+		return nil, errEnded
+	}
+	return nil, fmt.Errorf("edgeHub: %w", err)
 }
 
 // configure sets what the library leaves open or sets otherwise.
