@@ -34,8 +34,11 @@ var routes = []route{
 	{kindManifest, http.MethodPatch, registry.MetadataWrite, true, (*server).patchManifest},
 }
 
-// find returns the row, or the methods that there are.
+// find returns the row, or the methods that there are. HEAD is GET without the body, which net/http leaves out.
 func find(k kind, method string) (*route, string) {
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
 	var methods []string
 	for i := range routes {
 		if routes[i].kind != k {
