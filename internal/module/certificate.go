@@ -29,6 +29,8 @@ const (
 	certRetry = time.Minute
 	// certTimeout bounds one request for a certificate.
 	certTimeout = 30 * time.Second
+	// certPatience is how long a handshake waits for the first certificate: IoT Edge makes one at each start.
+	certPatience = 10 * time.Second
 )
 
 // maker makes server certificates: the workload API of IoT Edge.
@@ -45,19 +47,38 @@ type certificates struct {
 	now  func() time.Time
 
 	mu     sync.Mutex
+	first  chan struct{} // closed with the first certificate; nil until somebody waits for it
 	cert   *tls.Certificate
 	status registry.LoginServerCertificate
 	stamp  string // of the files that cert was read from
 }
 
-// get is what tls.Config asks at each handshake.
+// get is what tls.Config asks at each handshake. Those of the first moments wait for the first certificate, so that a
+// client sees a start that takes a while and no failure.
 func (c *certificates) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	cert, first := c.current()
+	if cert != nil {
+		return cert, nil
+	}
+	timer := time.NewTimer(certPatience)
+	defer timer.Stop()
+	select {
+	case <-first:
+		cert, _ = c.current()
+		return cert, nil
+	case <-timer.C:
+	}
+	return nil, errors.New("there is no certificate yet")
+}
+
+// current returns the certificate, or what to wait for.
+func (c *certificates) current() (*tls.Certificate, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cert == nil {
-		return nil, errors.New("there is no certificate yet")
+	if c.first == nil {
+		c.first = make(chan struct{})
 	}
-	return c.cert, nil
+	return c.cert, c.first
 }
 
 // describe is what the status says of it.
@@ -171,5 +192,8 @@ func (c *certificates) set(cert *tls.Certificate, stamp string, status registry.
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.cert == nil && c.first != nil {
+		close(c.first)
+	}
 	c.cert, c.stamp, c.status = cert, stamp, status
 }

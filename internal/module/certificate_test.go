@@ -127,7 +127,28 @@ func TestNoCertificate(t *testing.T) {
 	if _, err := c.refresh(t.Context()); err == nil {
 		t.Error("no files, no IoT Edge: want an error that says so")
 	}
-	if _, err := c.get(nil); err == nil {
-		t.Error("a handshake without a certificate succeeded")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		if _, err := c.get(nil); err == nil {
+			t.Error("a handshake without a certificate succeeded")
+		}
+	})
+}
+
+// TestHandshakeWaits is a client that comes before the daemon has made the certificate.
+func TestHandshakeWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &daemon{t: t}
+		d.away.Store(true)
+		c := &certificates{dir: t.TempDir(), make: d, name: "edge.example", now: time.Now}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go c.run(ctx, func(error) {})
+		time.AfterFunc(2*time.Second, func() { d.away.Store(false) })
+		cert, err := c.get(nil)
+		if err != nil || cert.Leaf.Subject.CommonName != "edge.example" {
+			t.Errorf("got %v, %v", cert, err)
+		}
+		cancel()
+		synctest.Wait()
+	})
 }
