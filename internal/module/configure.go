@@ -50,6 +50,7 @@ func (m *Module) take(ctx context.Context, from string, doc twin.Document) {
 func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 	c.Parent = m.env.Parent(c.Parent)
 	m.mode.Store(c.Mode)
+	m.store.SetLimits(int64(c.Storage.MaxMiB)<<20, int64(c.Storage.ReserveMiB)<<20)
 	m.auth.Update(c.ClientTokens, c.ScopeMaps)
 	if m.o.SetLevel != nil {
 		m.o.SetLevel(c.Logging.LogLevel)

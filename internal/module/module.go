@@ -257,6 +257,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 	var group sync.WaitGroup
 	group.Go(func() { m.syncer.Run(ctx) })
 	group.Go(func() { m.collect(ctx) })
+	group.Go(func() { m.maintain(ctx) })
 	group.Go(func() { m.watch(ctx) })
 	group.Go(func() { m.control(ctx) })
 	group.Go(func() { m.report(ctx) })

@@ -169,6 +169,11 @@ func (l *leases) prune(now, grace time.Duration) {
 func (s *Store) publish(ctx context.Context, f File, path string, d registry.Digest, row blobRow, fn func(*tx) error) (back bool, err error) {
 	defer s.content.publish(d)()
 	rows := func(t *tx) error {
+		if _, had := t.blob(d); !had {
+			if err := s.quota(t.counts.bytes + row.size); err != nil {
+				return err
+			}
+		}
 		row.at = t.now
 		if err := t.putBlob(d, row); err != nil {
 			return err

@@ -95,6 +95,7 @@ type collection struct {
 	s      *Store
 	grace  time.Duration
 	dryRun bool
+	evict  bool // manifests that lost their tags do not wait
 	now    time.Time
 	res    GCResult
 }
@@ -174,7 +175,7 @@ func (g *collection) tidy(t *tx, name string) (manifests int, err error) {
 	}
 	var roots []registry.Digest
 	for d, row := range rows {
-		if row.loose != 0 && g.expired(row.loose, g.grace) && !g.leased(d) {
+		if row.loose != 0 && (g.evict || g.expired(row.loose, g.grace)) && !g.leased(d) {
 			roots = append(roots, d)
 		}
 	}

@@ -66,6 +66,7 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		dir: abs, fs: o.FS, clock: o.Clock, log: o.Logger, opts: o, cache: newCache(o.CacheBytes), uptime: o.uptime,
 		changed: make(chan struct{}), partials: map[registry.Digest]*partial{}, uploads: map[string]*session{},
 	}
+	s.limits.reserve.Store(o.ReserveBytes)
 	if err := s.prepare(); err != nil {
 		return nil, s.openError(err)
 	}
@@ -434,7 +435,7 @@ func (s *Store) makeReserve() {
 		return
 	}
 	free, err := s.fs.Free(s.dir)
-	if err != nil || free < 16*reserveSize || free-reserveSize < s.opts.ReserveBytes {
+	if err != nil || free < 16*reserveSize || free-reserveSize < s.limits.reserve.Load() {
 		return
 	}
 	f, err := s.fs.Create(path)

@@ -53,9 +53,13 @@ func (s *Store) Partial(ctx context.Context, d registry.Digest, size int64) (reg
 	if open {
 		return nil, registry.ErrConflict.WithMessage("the content is being fetched already").WithDetail(map[string]string{"digest": d.String()})
 	}
-	if err := p.open(); err != nil {
+	err := diskError(p.open())
+	if errors.Is(err, registry.ErrDisk) && s.evict(ctx) {
+		err = diskError(p.open())
+	}
+	if err != nil {
 		p.forget()
-		return nil, diskError(err)
+		return nil, err
 	}
 	return p, nil
 }

@@ -37,7 +37,7 @@ type Options struct {
 	Clock        clock.Clock   // nil is the system's
 	Logger       *slog.Logger  // nil discards
 	LockTimeout  time.Duration // how long Open waits for another process to leave the volume; 0 is one second
-	ReserveBytes int64         // new content is refused when it would leave less than this free on the volume
+	ReserveBytes int64         // new content is refused when it would leave less than this free on the volume; see SetLimits
 	CacheBytes   int           // memory for manifests; 0 is 4 MiB, negative none
 
 	// hook is called between the steps of a commit, for tests that stop there; an error of it fails the step.
@@ -85,6 +85,9 @@ type Store struct {
 
 	snapshotMu sync.Mutex
 	snapshotAt int64 // commits at the last snapshot
+
+	limits  limits
+	evicted time.Duration // uptime of the last eviction that found nothing; under gcMu
 
 	gcMu     sync.Mutex
 	sweeping sync.RWMutex // held for writing from the last check of a blob's references to the removal of its row
@@ -157,16 +160,4 @@ func (s *Store) step(name string) error {
 		return nil
 	}
 	return s.opts.hook(name)
-}
-
-// room refuses n more bytes when they would not leave the reserve free.
-func (s *Store) room(n int64) error {
-	free, err := s.fs.Free(s.dir)
-	if err != nil {
-		return diskError(err)
-	}
-	if free-n < s.opts.ReserveBytes {
-		return registry.ErrDisk.WithMessage("No space left on device: %d bytes are free, %d of them are kept in reserve.", free, s.opts.ReserveBytes)
-	}
-	return nil
 }

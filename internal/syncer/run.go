@@ -162,8 +162,9 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 		return s.finish(set, registry.Traffic{}, outcome{err: window(ctx, err)})
 	}
 	before := set.Parent.Traffic()
+	damaged := s.damaged(ctx)
 	poll := time.Duration(0)
-	if it.poll && kind == registry.KindConnected {
+	if it.poll && kind == registry.KindConnected && len(damaged) == 0 {
 		poll = pollWait
 	}
 	if poll == 0 {
@@ -179,6 +180,9 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 		err = s.meet(ctx, set, err)
 	}
 	if err != nil {
+		return s.finish(set, before, outcome{err: window(ctx, err)})
+	}
+	if err := s.heal(ctx, set, damaged); err != nil {
 		return s.finish(set, before, outcome{err: window(ctx, err)})
 	}
 	if l.nothing() && !it.verify {

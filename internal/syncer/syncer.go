@@ -85,6 +85,7 @@ type Syncer struct {
 	triggers []chan error  // who waits for the next iteration
 	wake     chan struct{} // closed when a trigger is added
 	state    state
+	unhealed map[registry.Digest]time.Time // lost content that the parent did not have, and when it was asked
 }
 
 // state is what Status shows; the run loop and the pull-through write it.
@@ -118,6 +119,7 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	}
 	s := &Syncer{base: ctx, store: store, o: o, changed: make(chan struct{}), wake: make(chan struct{})}
 	s.state.repos = map[string]registry.RepositoryState{}
+	s.unhealed = map[registry.Digest]time.Time{}
 	s.fetch = newFetcher(s)
 	s.pulls = newPulls(s)
 	return s

@@ -1,0 +1,58 @@
+package module
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/store"
+)
+
+// maintain looks after the data volume: a snapshot of the index now and then, and a scrub of all content when its time
+// has come. Each of them says itself whether there is anything to do.
+func (m *Module) maintain(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	scrubbed := make(chan struct{})
+	go func() {
+		defer close(scrubbed)
+		m.scrub(ctx)
+	}()
+	for pause(ctx, m.store.SnapshotInterval()) {
+		if err := m.store.Snapshot(ctx); err != nil && ctx.Err() == nil {
+			m.log.Warn("the index could not be kept; the snapshot before stays", "error", err)
+		}
+	}
+	<-scrubbed
+}
+
+// scrub reads content again, and looks each hour whether it is time.
+func (m *Module) scrub(ctx context.Context) {
+	for pause(ctx, lookAgain) {
+		result, err := m.store.Scrub(ctx, store.ScrubOptions{})
+		switch {
+		case ctx.Err() != nil:
+		case errors.Is(err, registry.ErrUnavailable):
+			m.log.Debug("the content is not read again now", "error", err)
+		case err != nil:
+			m.log.Error("reading the content again", "error", err)
+		case result.Damaged > 0:
+			m.log.Warn("damaged content was found; the next synchronisation fetches it again", "damaged", result.Damaged, "blobs", result.Blobs)
+		case result.Blobs > 0:
+			m.log.Info("all content was read again and is sound", "blobs", result.Blobs, "bytes", result.Bytes)
+		}
+	}
+}
+
+// pause waits; false when ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,168 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+)
+
+// synced brings an image as synchronisation does.
+func synced(ctx context.Context, s *Store, repo, tag string, image registrytest.Image) error {
+	for _, b := range image.Blobs {
+		if _, ok := s.StatContent(ctx, b.Digest); ok {
+			continue
+		}
+		p, err := s.Partial(ctx, b.Digest, b.Size)
+		if err != nil {
+			return err
+		}
+		if _, err := p.Write(b.Bytes[p.Size():]); err != nil {
+			return errors.Join(err, p.Close())
+		}
+		if err := p.Commit(ctx); err != nil {
+			return err
+		}
+	}
+	return commitImage(repo, tag, image).do(ctx, s, newOracle())
+}
+
+// TestQuota fills a registry to its bound: pushes are refused with the name of the setting, all else goes on, and what
+// is deleted makes room.
+func TestQuota(t *testing.T) {
+	var now testTime
+	s := openStore(t, t.TempDir(), now.options())
+	s.SetLimits(1<<20, 0)
+	o := newOracle()
+	images := 0
+	var err error
+	for ; images < 10 && err == nil; images++ {
+		image, tag := registrytest.NewImage(uint64(images), 300_000), fmt.Sprint("t", images)
+		if err = registrytest.Push(t.Context(), s, testRepo, tag, image); err == nil {
+			o.tags[testRepo+":"+tag] = image
+		}
+	}
+	wantText(t, err, registry.ErrDisk, "storage.maxMiB", "1 MiB", "No space left")
+	if images != 4 {
+		t.Errorf("image %d was refused, want the fourth of 300 kB", images)
+	}
+	if used := s.counts.Load().bytes; used > 1<<20 {
+		t.Errorf("%d bytes are used", used)
+	}
+	o.holds(t, s)
+	if _, err := s.Partial(t.Context(), registrytest.NewBlob(99, 400_000).Digest, 400_000); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("synchronisation over the bound: %v, want DiskError: everything was pushed here", err)
+	}
+	o.holds(t, s)
+	if err := s.DeleteManifest(t.Context(), testRepo, o.tags[testRepo+":t0"].Digest); err != nil {
+		t.Fatalf("a delete on a full registry: %v", err)
+	}
+	delete(o.tags, testRepo+":t0")
+	now.pass(2 * DefaultGrace)
+	if res := collect(t, s, GCOptions{}); res.Bytes < 300_000 {
+		t.Errorf("GC: %+v", res)
+	}
+	image := registrytest.NewImage(50, 300_000)
+	if err := registrytest.Push(t.Context(), s, testRepo, "again", image); err != nil {
+		t.Errorf("a push after the delete: %v", err)
+	}
+	o.tags[testRepo+":again"] = image
+	s.SetLimits(2<<20, 0) // while it runs
+	for i := range uint64(3) {
+		if err := registrytest.Push(t.Context(), s, testRepo, fmt.Sprint("more", i), registrytest.NewImage(60+i, 300_000)); err != nil {
+			t.Errorf("a push after the bound was raised: %v", err)
+		}
+	}
+	s.SetLimits(0, 1<<60)
+	_, err = s.StartUpload(t.Context(), testRepo)
+	wantText(t, err, registry.ErrDisk, "storage.reserveMiB")
+	o.holds(t, s)
+}
+
+// TestEviction replays a year of new versions under a tight bound: synchronisation always finds room, and what is
+// pinned is there after each step.
+func TestEviction(t *testing.T) {
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			var now testTime
+			s := openStore(t, t.TempDir(), now.options())
+			s.SetLimits(2<<20, 0)
+			random := rand.New(rand.NewPCG(seed, 1))
+			pushed, good := newOracle(), newOracle() // never to go; what the tags of the parent show
+			refused := 0
+			for i := range uint64(120) {
+				now.pass(time.Duration(random.IntN(72)) * time.Hour)
+				image := registrytest.NewImage(seed<<20|i, 40_000+random.IntN(100_000))
+				tag := fmt.Sprint("v", random.IntN(6))
+				if i%40 == 7 {
+					err := registrytest.Push(t.Context(), s, "local/app", fmt.Sprint("p", i), image)
+					if err == nil {
+						pushed.tags[fmt.Sprint("local/app:p", i)] = image
+					} else if !errors.Is(err, registry.ErrDisk) {
+						t.Fatalf("step %d: push: %v", i, err)
+					}
+					continue
+				}
+				if i%40 == 9 { // a layer whose manifest will come
+					if err := pushBlob("local/app", registrytest.NewBlob(seed<<20|i, 5000)).do(t.Context(), s, pushed); err != nil && !errors.Is(err, registry.ErrDisk) {
+						t.Fatalf("step %d: push of a blob: %v", i, err)
+					}
+				}
+				err := synced(t.Context(), s, "parent/app", tag, image)
+				if err != nil && !errors.Is(err, registry.ErrDisk) {
+					t.Fatalf("step %d: %v", i, err)
+				}
+				if err == nil {
+					good.tags["parent/app:"+tag] = image
+				} else {
+					refused++ // what it would replace was fetched a moment ago, or everything is needed
+				}
+				pushed.holds(t, s)
+				good.holds(t, s)
+				pushed.blobs = map[string]registrytest.Blob{} // without a manifest only for the grace period
+				if used := s.counts.Load().bytes; used > 2<<20+100_000 {
+					t.Fatalf("step %d: %d bytes are used", i, used)
+				}
+			}
+			if refused > 30 {
+				t.Errorf("%d of 120 versions found no room", refused)
+			}
+		})
+	}
+}
+
+// TestEvictionSparesWhatIsInUse: nothing that somebody asked for lately goes.
+func TestEvictionSparesWhatIsInUse(t *testing.T) {
+	var now testTime
+	s := openStore(t, t.TempDir(), now.options())
+	one, two := registrytest.NewImage(1, 400_000), registrytest.NewImage(2, 400_000)
+	for _, image := range []registrytest.Image{one, two} {
+		if err := synced(t.Context(), s, "parent/app", "v1", image); err != nil {
+			t.Fatal(err)
+		}
+		now.pass(48 * time.Hour)
+	}
+	s.SetLimits(1<<20, 0)
+	three := registrytest.NewBlob(3, 400_000)
+	if _, err := s.ResolveBlob(t.Context(), "parent/app", one.Blobs[1].Digest); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Partial(t.Context(), three.Digest, three.Size); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("%v, want DiskError: a client asked for the layer a moment ago", err)
+	}
+	wantContent(t, s, true, one.Blobs[1])
+	now.pass(48 * time.Hour)
+	p, err := s.Partial(t.Context(), three.Digest, three.Size)
+	if err != nil {
+		t.Fatalf("nobody asked for it for two days: %v", err)
+	}
+	_ = p.Close()
+	wantContent(t, s, false, one.Blobs...)
+	wantContent(t, s, true, two.Blobs...)
+}
