@@ -38,12 +38,18 @@ func (m *Module) take(ctx context.Context, from string, doc twin.Document) {
 		m.log.Error("configuration: the section keeps its old value", "path", e.Path, "error", e.Message)
 	}
 	m.apply(config, registry.ConfigStatus{Source: from, Applied: m.clock.Now(), Errors: errs})
-	m.mu.Lock()
-	m.acks = twin.Acknowledge(doc, config, errs)
-	m.mu.Unlock()
+	m.acknowledge(doc, config, errs)
 	if len(errs) == 0 {
 		m.keep(ctx, doc)
 	}
+}
+
+// acknowledge keeps what is reported for each section of a document: what is in force, with what the environment adds.
+func (m *Module) acknowledge(doc twin.Document, c registry.Config, errs []registry.FieldError) {
+	c.Parent = m.env.Parent(c.Parent)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.acks = twin.Acknowledge(doc, c, errs)
 }
 
 // apply puts a configuration in force. What did not change is left alone: transfers go on under a new log level.
