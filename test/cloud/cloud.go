@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -50,6 +51,19 @@ func Start(dir string) (*Cloud, error) {
 	return c, nil
 }
 
+// Guarded serves the same content over https to who has the password, as a cloud registry does. The caller closes it.
+func (c *Cloud) Guarded(user, password string) *httptest.Server {
+	return httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		u, p, _ := r.BasicAuth()
+		if u != user || p != password {
+			w.Header().Set("WWW-Authenticate", `Basic realm="cloud"`)
+			http.Error(w, "sign in", http.StatusUnauthorized)
+			return
+		}
+		c.registry.ServeHTTP(w, r)
+	}))
+}
+
 // Close ends it.
 func (c *Cloud) Close() error {
 	err := c.server.Close()
@@ -78,13 +92,14 @@ type Pulled struct {
 	Images int   // 1, or as many as an index has
 }
 
-// Pull downloads an image or an index with every platform and checks each digest.
-func Pull(ctx context.Context, addr, ref string) (Pulled, error) {
+// Pull downloads an image or an index with every platform and checks each digest. The options say who pulls, and what
+// is trusted; none is anonymous.
+func Pull(ctx context.Context, addr, ref string, who ...remote.Option) (Pulled, error) {
 	r, err := Ref(addr, ref)
 	if err != nil {
 		return Pulled{}, err
 	}
-	d, err := remote.Get(r, remote.WithContext(ctx))
+	d, err := remote.Get(r, append(who, remote.WithContext(ctx))...)
 	if err != nil {
 		return Pulled{}, err
 	}
@@ -137,12 +152,12 @@ func (p *Pulled) add(img v1.Image) error {
 }
 
 // Referrers returns the digests of what refers to a manifest, in the registry's order.
-func Referrers(ctx context.Context, addr, repository string, subject v1.Hash) ([]v1.Hash, error) {
+func Referrers(ctx context.Context, addr, repository string, subject v1.Hash, who ...remote.Option) ([]v1.Hash, error) {
 	d, err := name.NewDigest(addr+"/"+repository+"@"+subject.String(), name.Insecure)
 	if err != nil {
 		return nil, err
 	}
-	index, err := remote.Referrers(d, remote.WithContext(ctx))
+	index, err := remote.Referrers(d, append(who, remote.WithContext(ctx))...)
 	if err != nil {
 		return nil, err
 	}

@@ -121,7 +121,7 @@ func (u *Unique) Index(index v1.ImageIndex) (int64, error) {
 			return 0, err
 		}
 	}
-	return u.sum - before, u.manifest(index)
+	return u.sum - before, u.Manifest(index)
 }
 
 // Image adds an image or an artifact, and returns the bytes that were new.
@@ -134,11 +134,12 @@ func (u *Unique) Image(img v1.Image) (int64, error) {
 	for _, d := range append(m.Layers, m.Config) {
 		u.add(d.Digest, d.Size)
 	}
-	err = u.manifest(img)
+	err = u.Manifest(img)
 	return u.sum - before, err
 }
 
-func (u *Unique) manifest(m remote.Taggable) error {
+// Manifest adds a manifest alone, such as an index of which not every platform is wanted.
+func (u *Unique) Manifest(m remote.Taggable) error {
 	raw, err := m.RawManifest()
 	if err != nil {
 		return err

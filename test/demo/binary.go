@@ -17,7 +17,7 @@ func buildImage(ctx context.Context, out *screen, root, image, binaries string) 
 	if err := os.MkdirAll(binaries, 0o700); err != nil {
 		return err
 	}
-	args := []string{"run", "./scripts/image", "-out", image, "-binaries", binaries, "-version", "1"}
+	args := []string{"run", "./scripts/image", "-out", image, "-binaries", binaries, "-version", version}
 	if host := runtime.GOOS + "/" + runtime.GOARCH; runtime.GOOS != "linux" || (runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64") {
 		if err := goTool(ctx, out, root, "build", "-trimpath", "-o", hostBinary(binaries), "./cmd/connected-registry"); err != nil {
 			return fmt.Errorf("build for %s: %w", host, err)

@@ -58,7 +58,8 @@ func (s *screen) table(rows ...[]string) {
 
 // bar is one row of a progress display.
 type bar struct {
-	name string
+	name  string
+	total int64 // bytes
 	// look returns the bytes so far, a word for the state, and whether this row is done.
 	look func(context.Context) (done int64, state string, finished bool, err error)
 }
@@ -70,10 +71,10 @@ const (
 )
 
 // progress shows the bars until each is done.
-func (s *screen) progress(ctx context.Context, total int64, bars []bar) error {
-	show, end := s.lines(total, bars)
+func (s *screen) progress(ctx context.Context, bars []bar) error {
+	show, end := s.lines(bars)
 	if s.tty {
-		show, end = s.bars(ctx, total, bars)
+		show, end = s.bars(ctx, bars)
 	}
 	defer end()
 	tick := time.NewTicker(frame)
@@ -103,14 +104,14 @@ func (s *screen) progress(ctx context.Context, total int64, bars []bar) error {
 
 type showFunc func(i int, n int64, state string, finished bool)
 
-func (s *screen) bars(ctx context.Context, total int64, bars []bar) (showFunc, func()) {
+func (s *screen) bars(ctx context.Context, bars []bar) (showFunc, func()) {
 	p := mpb.NewWithContext(ctx, mpb.WithOutput(s.w), mpb.WithWidth(40), mpb.WithRefreshRate(frame))
 	states := make([]string, len(bars))
 	shown := make([]*mpb.Bar, len(bars))
 	words := make(chan struct{}, 1) // guards states: the bars are drawn by another goroutine
 	words <- struct{}{}
 	for i, b := range bars {
-		shown[i] = p.New(total, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
+		shown[i] = p.New(b.total, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
 			mpb.PrependDecorators(decor.Name("   "+b.name, decor.WC{W: 8, C: decor.DindentRight})),
 			mpb.AppendDecorators(
 				decor.CountersKibiByte("% 7.1f of % .1f", decor.WC{W: 24}),
@@ -126,10 +127,10 @@ func (s *screen) bars(ctx context.Context, total int64, bars []bar) (showFunc, f
 		states[i] = state
 		words <- struct{}{}
 		if !finished {
-			shown[i].SetCurrent(min(n, total-1)) // a full bar would end before the layer says so
+			shown[i].SetCurrent(min(n, bars[i].total-1)) // a full bar would end before the layer says so
 			return
 		}
-		shown[i].SetCurrent(total)
+		shown[i].SetCurrent(bars[i].total)
 	}
 	return show, func() {
 		for _, b := range shown {
@@ -141,17 +142,17 @@ func (s *screen) bars(ctx context.Context, total int64, bars []bar) (showFunc, f
 	}
 }
 
-func (s *screen) lines(total int64, bars []bar) (showFunc, func()) {
+func (s *screen) lines(bars []bar) (showFunc, func()) {
 	var last time.Time
 	row := make([]string, len(bars))
 	show := func(i int, n int64, state string, _ bool) {
-		row[i] = fmt.Sprintf("%s %s %s", bars[i].name, size(min(n, total)), state)
+		row[i] = fmt.Sprintf("%s %s of %s %s", bars[i].name, size(min(n, bars[i].total)), size(bars[i].total), state)
 		if i == len(bars)-1 && time.Since(last) >= lineEvery {
 			last = time.Now()
-			s.say("%s   (of %s)", strings.Join(row, "   "), size(total))
+			s.say("%s", strings.Join(row, "   "))
 		}
 	}
-	return show, func() { s.say("%s   (of %s)", strings.Join(row, "   "), size(total)) }
+	return show, func() { s.say("%s", strings.Join(row, "   ")) }
 }
 
 // size is a number of bytes for a person.

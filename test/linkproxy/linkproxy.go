@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -97,8 +98,11 @@ const (
 )
 
 // New listens on a free port of 127.0.0.1 and passes connections to target (host:port), which need not exist yet.
-func New(target string) (*Proxy, error) {
-	hold, addr, err := holdPort()
+func New(target string) (*Proxy, error) { return NewAt("127.0.0.1:0", target) }
+
+// NewAt is New on an IPv4 address and port; port 0 is a free one.
+func NewAt(listen, target string) (*Proxy, error) {
+	hold, addr, err := holdPort(listen)
 	if err != nil {
 		return nil, err
 	}
@@ -118,30 +122,34 @@ func New(target string) (*Proxy, error) {
 // ReservePort returns a free address of 127.0.0.1 that is given to nobody who does not ask for it by number, until
 // release is called: for a process that is started, killed and started again.
 func ReservePort() (addr string, release func(), err error) {
-	fd, tcp, err := holdPort()
+	fd, tcp, err := holdPort("127.0.0.1:0")
 	if err != nil {
 		return "", nil, err
 	}
 	return tcp.String(), func() { _ = syscall.Close(fd) }, nil
 }
 
-// holdPort binds a free port without listening, so that nobody else is given it while the link refuses.
-func holdPort() (int, *net.TCPAddr, error) {
+// holdPort binds a port without listening, so that nobody else is given it while the link refuses.
+func holdPort(listen string) (int, *net.TCPAddr, error) {
+	ap, err := netip.ParseAddrPort(listen)
+	if err != nil || !ap.Addr().Is4() {
+		return 0, nil, fmt.Errorf("%q: want an IPv4 address and a port", listen)
+	}
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, nil, fmt.Errorf("socket: %w", err)
 	}
 	err = errors.Join(
 		syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1),
-		syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
+		syscall.Bind(fd, &syscall.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}),
 	)
 	sa, nameErr := syscall.Getsockname(fd)
 	in4, ok := sa.(*syscall.SockaddrInet4)
 	if err = errors.Join(err, nameErr); err != nil || !ok {
 		_ = syscall.Close(fd)
-		return 0, nil, fmt.Errorf("bind a port of 127.0.0.1: %w", err)
+		return 0, nil, fmt.Errorf("bind %s: %w", listen, err)
 	}
-	return fd, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: in4.Port}, nil
+	return fd, &net.TCPAddr{IP: ap.Addr().AsSlice(), Port: in4.Port}, nil
 }
 
 // Addr is where clients connect (host:port). It stays the same while the link refuses.

@@ -263,3 +263,22 @@ func TestReservedPortCanBeListenedOn(t *testing.T) {
 		_, _ = conn.Close(), ln.Close()
 	}
 }
+
+func TestListensWhereItIsTold(t *testing.T) {
+	p, err := linkproxy.NewAt("127.9.8.7:0", "127.0.0.1:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if !strings.HasPrefix(p.Addr(), "127.9.8.7:") {
+		t.Errorf("it listens on %s", p.Addr())
+	}
+	if other, err := linkproxy.NewAt(p.Addr(), "127.0.0.1:1"); err == nil {
+		t.Errorf("a second link on %s", other.Addr())
+	}
+	for _, bad := range []string{"", "localhost:80", "[::1]:0", "127.0.0.1"} {
+		if _, err := linkproxy.NewAt(bad, "127.0.0.1:1"); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
