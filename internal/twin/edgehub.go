@@ -212,7 +212,7 @@ func methodError(status int, format string, args ...any) (int, []byte) {
 // Watch implements Source. It connects and keeps connecting until ctx ends; call it once. Until there has been a twin,
 // the first failure is sent as an error; later ones are told by Connected alone, since the twin that was received holds.
 func (h *EdgeHub) Watch(ctx context.Context) <-chan Document {
-	slot, out := make(chan Document, 1), make(chan Document)
+	slot, out := make(chan Document), make(chan Document)
 	go func() {
 		defer close(slot)
 		h.run(ctx, slot)
@@ -241,7 +241,7 @@ func newest(slot <-chan Document, out chan<- Document) {
 }
 
 // run makes one link after another.
-func (h *EdgeHub) run(ctx context.Context, slot chan Document) {
+func (h *EdgeHub) run(ctx context.Context, slot chan<- Document) {
 	t := &taker{last: h.o.Last, slot: slot}
 	webSocket := h.edge.WebSocket
 	pause := reconnectFloor

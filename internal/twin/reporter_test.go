@@ -193,6 +193,17 @@ func TestReporterNeverBlocks(t *testing.T) {
 		close(stall)
 		time.Sleep(time.Minute)
 		want(t, h.take(), `{"a":1}`, `{"a":2}`)
+
+		stall = make(chan struct{})
+		h.mu.Lock()
+		h.stall = stall
+		h.mu.Unlock()
+		r.Set(map[string]any{"a": 3})
+		time.Sleep(10 * time.Second)
+		r.Resend(nil) // nothing else has changed
+		close(stall)
+		time.Sleep(time.Minute)
+		want(t, h.take(), `{"a":3}`, `{"a":3}`)
 	})
 }
 

@@ -16,21 +16,17 @@ var (
 // taker decides about twins and posts documents. It lives from link to link.
 type taker struct {
 	last   Record
-	slot   chan Document
+	slot   chan<- Document
 	posted bool // something was
 	before Document
 }
 
-// post hands a document to whoever watches. Nobody waits: one that was not taken yet is replaced.
+// post hands a document to whoever watches. It does not wait for them: newest takes it at once.
 func (t *taker) post(d Document) {
 	if t.posted && same(d, t.before) {
 		return
 	}
 	t.posted, t.before = true, d
-	select {
-	case <-t.slot:
-	default:
-	}
 	t.slot <- d
 }
 
