@@ -166,3 +166,38 @@ func TestEvictionSparesWhatIsInUse(t *testing.T) {
 	wantContent(t, s, false, one.Blobs...)
 	wantContent(t, s, true, two.Blobs...)
 }
+
+// TestClockIsSetDuringPush: a device without a clock of its own boots years ago; what is under way when the time comes
+// from the network is not stale.
+func TestClockIsSetDuringPush(t *testing.T) {
+	var now testTime
+	s := openStore(t, t.TempDir(), now.options())
+	s.worker.Wait()
+	f, path, err := s.writeTemp([]byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	u, err := s.StartUpload(t.Context(), testRepo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Close(); err != nil {
+		t.Fatal(err)
+	}
+	now.wall.Add(int64(20 * 365 * 24 * time.Hour))
+	if n, err := s.sweepUploads(t.Context(), false); n != 0 || err != nil {
+		t.Errorf("%d removed, %v", n, err)
+	}
+	if _, err := s.fs.Lstat(path); err != nil {
+		t.Errorf("the manifest on its way: %v", err)
+	}
+	if u, err = s.ResumeUpload(t.Context(), testRepo, u.ID()); err != nil {
+		t.Fatal(err)
+	}
+	_ = u.Close()
+	now.pass(uploadTTL)
+	if n, err := s.sweepUploads(t.Context(), false); n != 1 || err != nil {
+		t.Errorf("a week later: %d removed, %v, want the session", n, err)
+	}
+}

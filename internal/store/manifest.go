@@ -205,7 +205,7 @@ func (s *Store) writeTemp(body []byte) (File, string, error) {
 	if err := s.room(int64(len(body))); err != nil {
 		return nil, "", err
 	}
-	path := s.path(dirUploads, tempPrefix+randomID())
+	path := s.path(dirUploads, s.tempPrefix+randomID())
 	f, err := s.fs.Create(path)
 	if err != nil {
 		return nil, "", diskError(err)

@@ -66,6 +66,7 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		dir: abs, fs: o.FS, clock: o.Clock, log: o.Logger, opts: o, cache: newCache(o.CacheBytes), uptime: o.uptime,
 		changed: make(chan struct{}), partials: map[registry.Digest]*partial{}, uploads: map[string]*session{},
 	}
+	s.tempPrefix = tempPrefix + randomID()[:8] + "-"
 	s.limits.reserve.Store(o.ReserveBytes)
 	if err := s.prepare(); err != nil {
 		return nil, s.openError(err)

@@ -77,8 +77,9 @@ type Store struct {
 	partialsMu sync.Mutex
 	partials   map[registry.Digest]*partial
 
-	uploadsMu sync.Mutex
-	uploads   map[string]*session
+	uploadsMu  sync.Mutex
+	uploads    map[string]*session
+	tempPrefix string // of the manifests on their way in this process: whatever the clock says, they are not stale
 
 	warned sync.Map // Digest -> struct{}: content that was reported as missing
 	sound  sound    // content that this process has hashed

@@ -35,7 +35,8 @@ type session struct {
 	owner   sidecar
 	hash    *running
 	busy    bool
-	checked int64 // bytes up to which there was room
+	used    time.Duration // uptime of the end of the last use
+	checked int64         // bytes up to which there was room
 }
 
 // upload is one use of a session.
@@ -190,7 +191,7 @@ func (s *Store) readSidecar(id string) (owner sidecar, err error) {
 func (s *Store) release(ses *session) {
 	s.uploadsMu.Lock()
 	defer s.uploadsMu.Unlock()
-	ses.busy = false
+	ses.busy, ses.used = false, s.uptime()
 }
 
 func (u *upload) ID() string { return u.ses.id }
@@ -313,7 +314,7 @@ func (s *Store) sweepUploads(ctx context.Context, dryRun bool) (removed int, err
 		if !isID(id) {
 			ttl = time.Hour // a manifest on its way takes seconds
 		}
-		if age < ttl {
+		if age < ttl || strings.HasPrefix(e.Name(), s.tempPrefix) || s.usedLately(id) {
 			continue
 		}
 		removed++
@@ -322,6 +323,15 @@ func (s *Store) sweepUploads(ctx context.Context, dryRun bool) (removed int, err
 		}
 	}
 	return removed, nil
+}
+
+// usedLately reports whether this process used a session: on a device whose clock is set after the boot, the times of
+// files may seem years old.
+func (s *Store) usedLately(id string) bool {
+	s.uploadsMu.Lock()
+	defer s.uploadsMu.Unlock()
+	ses := s.uploads[id]
+	return ses != nil && (ses.busy || s.uptime()-ses.used < uploadTTL)
 }
 
 // expire removes one entry of the uploads unless it is in use.
