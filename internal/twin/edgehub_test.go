@@ -506,9 +506,15 @@ func TestGap14UnknownMethod(t *testing.T) {
 		status        int
 		body          string
 	}{
-		{"echo", `{"a":1}`, 200, `{"a":1}`}, {"echo", `[1]`, 200, `[1]`}, {"echo", `"x"`, 200, `"x"`}, {"echo", `null`, 200, `null`}, {"echo", ``, 200, `null`},
-		{"none", ``, 204, `null`}, {"text", ``, 500, `{"message":"the answer is not JSON"}`},
-		{"missing", `{}`, 404, `{"message":"unknown method \"missing\""}`}, {"", `{}`, 404, `{"message":"unknown method \"\""}`},
+		{"echo", `{"a":1}`, 200, `{"a":1}`},
+		{"echo", `[1]`, 200, `[1]`},
+		{"echo", `"x"`, 200, `"x"`},
+		{"echo", `null`, 200, `null`},
+		{"echo", ``, 200, `null`},
+		{"none", ``, 204, `null`},
+		{"text", ``, 500, `{"message":"the answer is not JSON"}`},
+		{"missing", `{}`, 404, `{"message":"unknown method \"missing\""}`},
+		{"", `{}`, 404, `{"message":"unknown method \"\""}`},
 	} {
 		status, body := h.method(t.Context(), tt.name, []byte(tt.payload))
 		if status != tt.status || string(body) != tt.body {
@@ -542,7 +548,11 @@ func TestGap13OutputsAreChecked(t *testing.T) {
 		fits := maxPacket - b.edge.outputTopic("events") - 2
 		for _, tt := range []struct{ name, body, wrong string }{
 			{"registryEvents", `{"a":1}`, ""},
-			{"two words", `{}`, "want 1 to 64 letters"}, {"a/b", `{}`, "want 1 to 64"}, {"", `{}`, "want 1 to 64"}, {"a+b", `{}`, "want 1 to 64"}, {"a#", `{}`, "want 1 to 64"},
+			{"two words", `{}`, "want 1 to 64 letters"},
+			{"a/b", `{}`, "want 1 to 64"},
+			{"", `{}`, "want 1 to 64"},
+			{"a+b", `{}`, "want 1 to 64"},
+			{"a#", `{}`, "want 1 to 64"},
 			{strings.Repeat("a", 65), `{}`, "want 1 to 64"},
 			{"events", `text`, "not JSON"},
 			{"events", `"` + strings.Repeat("x", fits) + `"`, ""},

@@ -15,8 +15,8 @@ import (
 const (
 	EnvConnectionString     = "ACR_REGISTRY_CONNECTION_STRING"
 	EnvConnectionStringFile = "ACR_REGISTRY_CONNECTION_STRING_FILE" // a file or a mounted secret; wins
-	EnvSyncTokenUser        = "SYNC_TOKEN_USER"                     //nolint:gosec // the name of a variable
-	EnvSyncTokenPassword    = "SYNC_TOKEN_PASSWORD"                 //nolint:gosec // the name of a variable
+	EnvSyncTokenUser        = "SYNC_TOKEN_USER"
+	EnvSyncTokenPassword    = "SYNC_TOKEN_PASSWORD"
 	EnvParentEndpoint       = "ACR_PARENT_GATEWAY_ENDPOINT"
 	EnvDataVolume           = "ACR_REGISTRY_DATA_VOLUME"
 	EnvCertificateVolume    = "ACR_REGISTRY_CERTIFICATE_VOLUME"

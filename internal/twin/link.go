@@ -107,6 +107,7 @@ func (d dialer) webSocket(ctx context.Context, host string) (net.Conn, error) {
 	conn, resp, err := ws.DialContext(ctx, "wss://"+net.JoinHostPort(host, "443")+"/$iothub/websocket", http.Header{})
 	if err != nil {
 		if resp != nil {
+			_ = resp.Body.Close() // the beginning of it is in memory; the connection is closed
 			return nil, fmt.Errorf("WebSocket handshake: it answers %s", resp.Status)
 		}
 		return nil, err

@@ -60,8 +60,10 @@ func TestParseTwin(t *testing.T) {
 		reported   map[string]any
 		wrong      string
 	}{
-		{name: "a twin", body: `{"desired":{"mode":"ReadOnly","storage":{"maxMiB":1.50},"$version":7,"$metadata":{"$lastUpdated":"x"}},"reported":{"connectionState":"Online","$version":3}}`,
-			version: 7, raw: `{"mode":"ReadOnly","storage":{"maxMiB":1.50}}`, reported: map[string]any{"connectionState": "Online"}},
+		{
+			name: "a twin", body: `{"desired":{"mode":"ReadOnly","storage":{"maxMiB":1.50},"$version":7,"$metadata":{"$lastUpdated":"x"}},"reported":{"connectionState":"Online","$version":3}}`,
+			version: 7, raw: `{"mode":"ReadOnly","storage":{"maxMiB":1.50}}`, reported: map[string]any{"connectionState": "Online"},
+		},
 		{name: "edgeHub without a cloud", body: `{"desired":{},"reported":{}}`, reported: map[string]any{}},
 		{name: "only a version", body: `{"desired":{"$version":1},"reported":{"$version":1}}`, version: 1, reported: map[string]any{}},
 		{name: "null is as good as absent", body: `{"desired":{"mode":null,"$version":2}}`, version: 2},
