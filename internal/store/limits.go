@@ -18,6 +18,9 @@ type limits struct {
 // evictAgain is when an eviction that found nothing is tried again.
 const evictAgain = time.Minute
 
+// errNoRoom is the cause of what the limits refuse.
+var errNoRoom = errors.New("store: no room")
+
 // SetLimits bounds the bytes of content, 0 for no bound, and sets how many bytes new content leaves free on the file
 // system. What is here already stays, whatever the bound.
 func (s *Store) SetLimits(maxBytes, reserveBytes int64) {
@@ -35,7 +38,7 @@ func (s *Store) room(n int64) error {
 		return diskError(err)
 	}
 	if reserve := s.limits.reserve.Load(); free-n < reserve {
-		return registry.ErrDisk.WithMessage("No space left on device: %d bytes are free, %d of them are kept in reserve (storage.reserveMiB).", free, reserve)
+		return registry.ErrDisk.WithMessage("No space left on device: %d bytes are free, %d of them are kept in reserve (storage.reserveMiB).", free, reserve).Wrap(errNoRoom)
 	}
 	return nil
 }
@@ -47,7 +50,7 @@ func (s *Store) quota(bytes int64) error {
 		return nil
 	}
 	return registry.ErrDisk.WithMessage("No space left: the registry may hold %d MiB (storage.maxMiB), and this needs %d bytes more. "+
-		"Delete images, or raise storage.maxMiB.", limit>>20, bytes-limit)
+		"Delete images, or raise storage.maxMiB.", limit>>20, bytes-limit).Wrap(errNoRoom)
 }
 
 // evict makes room for synchronisation without the grace period of what it replaced: manifests that it took the last tag

@@ -210,6 +210,7 @@ func (u *upload) Write(p []byte) (int, error) {
 	}
 	if end := u.size + int64(len(p)); end > u.ses.checked {
 		if err := u.s.room(int64(len(p))); err != nil {
+			u.drop()
 			return 0, err
 		}
 		u.ses.checked = end + roomInterval
@@ -223,7 +224,17 @@ func (u *upload) Write(p []byte) (int, error) {
 	}
 	u.ses.hash.wrote(p[:n], u.size)
 	u.size += int64(n)
+	if isFull(err) {
+		u.drop()
+	}
 	return n, diskError(err)
+}
+
+// drop ends a session for which there is no room: the client begins anew, and until then others need what it took.
+func (u *upload) drop() {
+	_ = u.file.Close()
+	u.file = nil
+	u.s.forget(u.ses.id)
 }
 
 // end takes the file for the last step of this use; nil when the use is over.
@@ -278,7 +289,7 @@ func (u *upload) Commit(ctx context.Context, d registry.Digest) (registry.Descri
 		}
 		return r.link(d, true)
 	})
-	if back {
+	if back && !isFull(err) && !errors.Is(err, errNoRoom) {
 		s.release(ses)
 		return registry.Descriptor{}, err
 	}
