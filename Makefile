@@ -51,7 +51,7 @@ test-interop: ## tests with real clients, which it installs (scripts/interop-set
 
 test-interop-long: ## signatures by cosign, which takes minutes to build
 	scripts/interop-setup $(TOOLS) cosign
-	cd test && $(GO) test -count=1 -tags 'interop cosign' $(TESTFLAGS) -run Cosign ./interop
+	cd test && INTEROP=long $(GO) test -count=1 -tags interop $(TESTFLAGS) -run Cosign ./interop
 
 test-chaos-short: ## the fault tests as CI runs them, with the race detector
 	cd test && $(GO) test -race -count=1 $(TESTFLAGS) ./chaos/...

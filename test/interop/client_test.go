@@ -53,6 +53,7 @@ func (d *door) client(name string, args ...string) *client {
 		"XDG_RUNTIME_DIR=" + c.home + "/run", "DOCKER_CONFIG=" + c.home + "/docker", "REGISTRY_AUTH_FILE=" + c.home + "/auth.json",
 	}
 	must(d.t, os.MkdirAll(c.home+"/run", 0o700))
+	must(d.t, os.WriteFile(c.home+"/auth.json", []byte("{}"), 0o600)) // Podman wants it to be there
 	return c
 }
 

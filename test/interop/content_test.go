@@ -3,7 +3,6 @@
 package interop
 
 import (
-	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
@@ -80,17 +80,24 @@ func (c *content) image(t *testing.T, out layout.Path, name, arch string) *v1.De
 	return d
 }
 
-// tarball is the layout as one file.
-func (c *content) tarball(t *testing.T) string {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "layout.tar")
-	f, err := os.Create(file)
-	must(t, err)
-	defer f.Close()
-	w := tar.NewWriter(f)
-	must(t, w.AddFS(os.DirFS(c.layout)))
-	must(t, w.Close())
-	return file
+// pushed is content in a repository above, put there by a client of ours: the test is about another one.
+func (d *door) pushed(name string) *content {
+	d.t.Helper()
+	return d.pushedTo(d.repo(name))
+}
+
+// pushedTo is pushed with the whole name of the repository.
+func (d *door) pushedTo(repo string) *content {
+	d.t.Helper()
+	c := newContent(d.t, repo)
+	index, err := layout.ImageIndexFromPath(c.layout)
+	must(d.t, err)
+	m, err := index.IndexManifest()
+	must(d.t, err)
+	inner, err := index.ImageIndex(m.Manifests[0].Digest)
+	must(d.t, err)
+	must(d.t, remote.Push(d.ref(d.up+"/"+repo+":1"), inner, d.options()...))
+	return c
 }
 
 // named returns the digest that a layout on disk has for a name; the only one when the name is empty.

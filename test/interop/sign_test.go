@@ -6,24 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
-
-// pushed is content in a repository above, put there by a client of ours: the test is about another one.
-func (d *door) pushed(name string) *content {
-	d.t.Helper()
-	c := newContent(d.t, d.repo(name))
-	index, err := layout.ImageIndexFromPath(c.layout)
-	must(d.t, err)
-	m, err := index.IndexManifest()
-	must(d.t, err)
-	inner, err := index.ImageIndex(m.Manifests[0].Digest)
-	must(d.t, err)
-	must(d.t, remote.Push(d.ref(d.up+"/"+d.repo(name)+":1"), inner, d.options()...))
-	return c
-}
 
 // TestNotation signs an index, and verifies it where it was signed and through the child.
 func TestNotation(t *testing.T) {
@@ -52,5 +35,45 @@ func TestNotation(t *testing.T) {
 		contains(d.t, run("inspect", down), "application/jose+json", "application/cose")
 		contains(d.t, n.fails(append([]string{"sign", down}, flags...)...), "not allowed on this registry")
 		d.same(down, c.index)
+	})
+}
+
+// TestCosign signs an index with a key, and verifies it where it was signed and through the child. It takes minutes to
+// build: make test-interop-long does, and make test-interop uses what is there.
+func TestCosign(t *testing.T) {
+	if _, err := os.Stat(filepath.Join("..", "..", ".tools", "bin", "cosign")); err != nil && os.Getenv("INTEROP") != "long" {
+		t.Skip("cosign is missing: make test-interop-long builds it")
+	}
+	doors(t, func(d *door) {
+		c := d.pushed("cosign")
+		co := d.client("cosign")
+		co.env = append(co.env, "COSIGN_PASSWORD=")
+		for _, addr := range []string{d.up, d.down} {
+			co.login(d, "login", addr, "--username", user, "--password-stdin")
+		}
+		co.run("generate-key-pair")
+		up, down := d.up+"/"+d.repo("cosign")+"@"+c.index, d.down+"/"+d.repo("cosign")+"@"+c.index
+		plain := when(!d.tls, "--allow-http-registry")
+		verify := append([]string{"verify", "--key", "cosign.pub", "--insecure-ignore-tlog=true", "--new-bundle-format=false"}, plain...)
+		sign := append([]string{
+			"sign", "--key", "cosign.key", "--tlog-upload=false", "--use-signing-config=false", "--new-bundle-format=false", "-y",
+		}, plain...)
+
+		co.fails(append(verify, up)...)
+		co.run(append(sign, up)...)
+		contains(d.t, co.run(append(verify, up)...), c.index)
+		d.unseen(d.repo("cosign"))
+		contains(d.t, co.run(append(verify, down)...), c.index) // the signature is a tag: no waiting for a list of referrers
+		contains(d.t, co.fails(append(sign, down)...), "not allowed on this registry")
+
+		// The same as a referrer.
+		other := d.pushed("oci11")
+		co.env = append(co.env, "COSIGN_EXPERIMENTAL=1")
+		up, down = d.up+"/"+d.repo("oci11")+"@"+other.index, d.down+"/"+d.repo("oci11")+"@"+other.index
+		verify = append(verify, "--experimental-oci11")
+		co.run(append(sign, "--registry-referrers-mode", "oci-1-1", up)...)
+		contains(d.t, co.run(append(verify, up)...), other.index)
+		d.digest(down)
+		d.until("the signature is in the child", func() bool { return co.succeeds(append(verify, down)...) })
 	})
 }

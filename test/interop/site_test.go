@@ -305,7 +305,7 @@ func (d *door) removes(c *client, ref string, args ...string) {
 // until runs the function until it is true.
 func (d *door) until(what string, ok func() bool) {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(d.t.Context(), patience/4)
 	defer cancel()
 	must(d.t, d.child.Until(ctx, what, func(context.Context) (bool, error) { return ok(), nil }))
 }
