@@ -25,7 +25,7 @@ const omitting = "CONNECTED_REGISTRY_OMIT"
 func crippled(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(workDir, "connected-registry-omitsteps")
-	if binaries["omitsteps"] != "" {
+	if binaries[path] {
 		return path
 	}
 	root, err := layer.Root(t.Context())
@@ -37,7 +37,7 @@ func crippled(t *testing.T) string {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	binaries["omitsteps"] = path
+	binaries[path] = true
 	return path
 }
 

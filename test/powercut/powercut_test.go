@@ -23,7 +23,7 @@ const (
 var (
 	long     = os.Getenv("CHAOS") == "long"
 	workDir  string
-	binaries = map[string]string{} // by build tag
+	binaries = map[string]bool{} // that were built
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -31,6 +31,9 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 // run starts this test anew in a mount namespace of its own, where that is possible, and else runs here: then the tests
 // that need mounts say why they do not run.
 func run(m *testing.M) int {
+	if what := os.Getenv(other); what != "" {
+		return serveOther(what)
+	}
 	if os.Getenv(inside) == "" && os.Geteuid() == 0 {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 		cmd.Env = append(os.Environ(), inside+"=1")
@@ -57,13 +60,19 @@ func run(m *testing.M) int {
 func binary(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(workDir, "connected-registry")
-	if binaries[""] == "" {
-		if err := layer.Build(t.Context(), path); err != nil {
-			t.Fatal(err)
-		}
-		binaries[""] = path
+	if err := build(t.Context(), path); err != nil {
+		t.Fatal(err)
 	}
 	return path
+}
+
+func build(ctx context.Context, path string) error {
+	if binaries[path] {
+		return nil
+	}
+	err := layer.Build(ctx, path)
+	binaries[path] = err == nil
+	return err
 }
 
 // count is how many rounds to run: POWERCUT, or what the run has by itself.
