@@ -18,9 +18,9 @@ var needs = []struct {
 	methods map[string]registry.Action // empty: any token
 }{
 	{"/v2/", map[string]registry.Action{"GET": "", "HEAD": ""}},
-	{"/v2/_catalog", map[string]registry.Action{"GET": ""}}, // everybody may ask; the list is filtered
-	{"/v2/a/tags/list", map[string]registry.Action{"GET": "metadata/read"}},
-	{"/v2/a/referrers/" + absent, map[string]registry.Action{"GET": "content/read"}},
+	{"/v2/_catalog", map[string]registry.Action{"GET": "", "HEAD": ""}}, // everybody may ask; the list is filtered
+	{"/v2/a/tags/list", map[string]registry.Action{"GET": "metadata/read", "HEAD": "metadata/read"}},
+	{"/v2/a/referrers/" + absent, map[string]registry.Action{"GET": "content/read", "HEAD": "content/read"}},
 	{"/v2/a/blobs/" + absent, map[string]registry.Action{"GET": "content/read", "HEAD": "content/read", "DELETE": "content/delete"}},
 	{"/v2/a/manifests/v1", map[string]registry.Action{"GET": "content/read", "HEAD": "content/read", "PUT": "content/write", "DELETE": "metadata/write"}},
 	{"/v2/a/manifests/" + absent, map[string]registry.Action{"GET": "content/read", "HEAD": "content/read", "PUT": "content/write", "DELETE": "content/delete"}},

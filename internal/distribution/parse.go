@@ -41,8 +41,8 @@ type Request struct {
 	Reference registry.Reference // KindManifest, KindTag
 	Digest    registry.Digest    // KindBlob, KindReferrers; of an upload the ?digest= that ends it
 	UploadID  string             // KindUpload
-	Mount     registry.Digest    // KindUploads, with From
-	From      string             // repository to mount from
+	Mount     registry.Digest    // KindUploads
+	From      string             // repository to mount from; empty: wherever it is
 	Page      Page               // KindTags, KindCatalog, KindReferrers
 
 	ArtifactType string // KindReferrers
@@ -216,14 +216,11 @@ func (req *Request) parseUploads(digest, mount, from string) (err error) {
 			return err
 		}
 	}
-	if mount == "" || from == "" {
-		return nil // a mount without a source becomes a session (end-11)
+	// What cannot be mounted becomes a session (end-11), and nothing can be mounted under a name that nothing has.
+	if m, err := registry.ParseDigest(mount); err == nil && (from == "" || registry.ValidateRepository(from) == nil) {
+		req.Mount, req.From = m, from
 	}
-	if req.Mount, err = registry.ParseDigest(mount); err != nil {
-		return err
-	}
-	req.From = from
-	return registry.ValidateRepository(from)
+	return nil
 }
 
 // parseN reads the size of a page. What is too large is cut, what is no number or negative is refused.

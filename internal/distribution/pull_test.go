@@ -162,7 +162,7 @@ func TestBadPaths(t *testing.T) {
 		{name: "trailing slash", method: "GET", path: "/v2/acme/app/tags/list/", status: 404, code: registry.CodeNameInvalid},
 		{name: "method of a blob", method: "PUT", path: "/v2/acme/app/blobs/" + absent, status: 405, code: registry.CodeUnsupported, want: []string{"Allow", "GET, HEAD, DELETE"}},
 		{name: "method of a manifest", method: "POST", path: "/v2/acme/app/manifests/v1", status: 405, code: registry.CodeUnsupported, want: []string{"Allow", "GET, HEAD, PUT, DELETE"}},
-		{name: "method of a list", method: "DELETE", path: "/v2/acme/app/tags/list", status: 405, code: registry.CodeUnsupported, want: []string{"Allow", "GET"}},
+		{name: "method of a list", method: "DELETE", path: "/v2/acme/app/tags/list", status: 405, code: registry.CodeUnsupported, want: []string{"Allow", "GET, HEAD"}},
 		{name: "method of uploads", method: "GET", path: "/v2/acme/app/blobs/uploads/", status: 405, code: registry.CodeUnsupported, want: []string{"Allow", "POST"}},
 		{name: "method of ping", method: "OPTIONS", path: "/v2/", status: 405, code: registry.CodeUnsupported, want: []string{"Allow", "GET, HEAD"}},
 		{name: "odd method", method: "BREW", path: "/v2/", status: 405, code: registry.CodeUnsupported},

@@ -23,6 +23,9 @@ var routes = []route{
 	{KindCatalog, http.MethodGet, registry.CatalogList, (*server).listRepositories},
 	{KindTags, http.MethodGet, registry.MetadataRead, (*server).listTags},
 	{KindReferrers, http.MethodGet, registry.ContentRead, (*server).listReferrers},
+	{KindCatalog, http.MethodHead, registry.CatalogList, (*server).listRepositories},
+	{KindTags, http.MethodHead, registry.MetadataRead, (*server).listTags},
+	{KindReferrers, http.MethodHead, registry.ContentRead, (*server).listReferrers},
 
 	{KindBlob, http.MethodGet, registry.ContentRead, (*server).getBlob},
 	{KindBlob, http.MethodHead, registry.ContentRead, (*server).headBlob},

@@ -35,6 +35,9 @@ type Options struct {
 	// Stall is how long a client may take for the next 64 KiB of a body that it sends or for the next 128 KiB of one
 	// that it gets; 0 is a minute and two. There is no limit on the whole, because big layers on slow links take hours.
 	Stall time.Duration
+	// Holders names repositories here that a blob belongs to, at most limit, so that a blob can be mounted without saying
+	// from where (OCI distribution spec, "Mounting a blob from another repository"). nil starts an upload instead.
+	Holders func(ctx context.Context, d registry.Digest, limit int) ([]string, error)
 	// Clock sets deadlines of connections, so it is the machine's own: not one with a floor. nil is clock.System.
 	Clock  clock.Clock
 	Logger *slog.Logger // nil discards
@@ -44,13 +47,14 @@ type server struct {
 	reg    registry.Registry
 	access Access
 	stall  time.Duration
+	from   func(ctx context.Context, d registry.Digest, limit int) ([]string, error)
 	clock  clock.Clock
 	logger *slog.Logger
 }
 
 // New returns the handler of /v2/. It is mounted without a mux that cleans paths or redirects.
 func New(reg registry.Registry, access Access, o Options) http.Handler {
-	s := &server{reg: reg, access: access, stall: o.Stall, clock: o.Clock, logger: o.Logger}
+	s := &server{reg: reg, access: access, stall: o.Stall, from: o.Holders, clock: o.Clock, logger: o.Logger}
 	if s.stall <= 0 {
 		s.stall = time.Minute
 	}

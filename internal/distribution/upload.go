@@ -36,17 +36,43 @@ func (s *server) startUpload(w http.ResponseWriter, r *http.Request, req Request
 		return err
 	}
 	progress(w.Header(), req.Repo, u.ID(), u.Size())
+	w.Header().Set("Oci-Chunk-Min-Length", "1") // end-4a: chunks of any size are taken
 	w.Header().Set("Content-Length", "0")
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
 
-// mount takes a blob from a repository that the client may read. What it may not read looks as if it were not there.
+// maxHolders bounds the repositories that a mount without a source is tried from.
+const maxHolders = 100
+
+// mount takes a blob from a repository that the client may read, the named one or whichever has it. What it may not read
+// looks as if it were not there.
 func (s *server) mount(r *http.Request, req Request) (registry.Descriptor, error) {
+	if req.From == "" {
+		return s.mountFromAny(r, req)
+	}
 	if err := s.access.Check(r.Context(), req.From, registry.ContentRead); err != nil {
 		return registry.Descriptor{}, registry.ErrBlobUnknown.Wrap(err)
 	}
 	return s.reg.MountBlob(r.Context(), req.Repo, req.From, req.Mount)
+}
+
+// mountFromAny is the automatic content discovery of end-11.
+func (s *server) mountFromAny(r *http.Request, req Request) (registry.Descriptor, error) {
+	if s.from == nil {
+		return registry.Descriptor{}, registry.ErrBlobUnknown
+	}
+	holders, err := s.from(r.Context(), req.Mount, maxHolders)
+	if err != nil {
+		return registry.Descriptor{}, err
+	}
+	for _, req.From = range holders {
+		d, err := s.mount(r, req)
+		if !errors.Is(err, registry.ErrBlobUnknown) {
+			return d, err
+		}
+	}
+	return registry.Descriptor{}, registry.ErrBlobUnknown
 }
 
 // uploadStatus answers end-13.

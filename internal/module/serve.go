@@ -37,7 +37,7 @@ func (m *Module) routes(ctx context.Context) http.Handler {
 	content := filter.Scoped(filter.Locked(filter.Switch(mode, m.syncer.PullThrough(m.store)), m.store), m.auth.MayList)
 	azure := acr.New(content, m.store, m.auth, acr.Options{Mode: mode, Logger: m.log})
 	tokens := m.auth.TokenHandler()
-	v2 := distribution.New(content, m.auth, distribution.Options{Logger: m.log})
+	v2 := distribution.New(content, m.auth, distribution.Options{Holders: m.store.BlobHolders, Logger: m.log})
 	layers := gateway.New(m.store, m.auth, gateway.Options{Info: m.info, Closing: m.closing, Logger: m.log})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {

@@ -176,3 +176,29 @@ func (r manifestRow) info(d registry.Digest, byDigest map[registry.Digest]tagged
 
 // instant is a time of the index.
 func instant(unix int64) time.Time { return time.Unix(unix, 0).UTC() }
+
+// maxHolders bounds the repositories that are looked through for one blob.
+const maxHolders = 10_000
+
+// BlobHolders names repositories that a blob belongs to, in lexical order, at most limit. Of more than 10,000
+// repositories the first are looked at.
+func (s *Store) BlobHolders(ctx context.Context, d registry.Digest, limit int) (repos []string, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	err = s.view(func(t *tx) error {
+		if _, ok := t.blob(d); !ok {
+			return nil
+		}
+		key, c := digestKey(d), t.Bucket(bucketRepos).Cursor()
+		looked := 0
+		for name, _ := c.First(); name != nil && len(repos) < limit && looked < maxHolders; name, _ = c.Next() {
+			looked++
+			if r, err := t.repo(string(name)); err == nil && r.links.Get(key) != nil {
+				repos = append(repos, string(name))
+			}
+		}
+		return nil
+	})
+	return repos, err
+}
