@@ -32,7 +32,7 @@ BUILDFLAGS = -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.built=
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## a chain of three registries under a cloud registry, in two minutes, on loopback
+demo: ## a chain of three IoT Edge devices under a cloud registry, in two minutes, on loopback
 	@cd test && $(GO) build -o ../bin/demo ./demo && exec ../bin/demo
 
 run: ## one registry on 127.0.0.1:5000; says how to pull from it and push to it; Ctrl-C ends it

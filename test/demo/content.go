@@ -151,7 +151,8 @@ func (d *demo) pushContent(ctx context.Context) error {
 	}
 	n, err := c.upper.Image(c.sbom)
 	rows = append(rows, []string{"  referrer", "SBOM of it", size(n)})
-	err = errors.Join(err,
+	err = errors.Join(
+		err,
 		cloud.Push(ctx, d.cloud.Addr, product+"@"+digest.String(), c.sbom),
 		push(vision+":1.0", "image on the same base", c.camera, func() (int64, error) { return c.upper.Image(c.camera) }),
 		push(gateway+":1.0", "index of two; the manifests take linux/arm64", c.gateway, func() (int64, error) {

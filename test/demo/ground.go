@@ -27,36 +27,29 @@ const (
 
 // ground is where the devices stand.
 type ground struct {
-	hosts [3]string // loopback addresses, top first
-	twins bool      // edgeHub's ports can be had
+	hosts   [3]string // loopback addresses, top first
+	noTwins error     // why edgeHub's ports cannot be had
 }
 
 // findGround looks for three addresses of which the ports are free.
 func findGround(needed ...int) (ground, error) {
 	var err error
 	for range tries {
+		var g ground
 		n := 1 + rand.IntN(254)
-		g := ground{twins: true}
 		for i := range g.hosts {
 			g.hosts[i] = fmt.Sprintf("127.%d.0.%d", n, 5-i)
 		}
-		err = g.try(hubMQTT, hubHTTPS)
-		if err != nil {
-			g.twins = false
-		}
-		if free := g.try(needed...); free != nil {
-			err = free
-			continue
-		}
-		if err == nil || errors.Is(err, os.ErrPermission) {
+		if err = g.try(needed...); err == nil {
+			g.noTwins = g.try(hubMQTT, hubHTTPS)
 			return g, nil
 		}
 	}
-	if g := (ground{hosts: [3]string{"127.77.0.5", "127.77.0.4", "127.77.0.3"}}); g.try(needed...) == nil {
-		return g, nil
-	}
-	return ground{}, fmt.Errorf("a port that the deployment manifests name is in use on every address of this machine: %w", err)
+	return ground{}, fmt.Errorf("a port that the deployment manifests name cannot be had: %w", err)
 }
+
+// twins reports whether the modules can have their twins.
+func (g ground) twins() bool { return g.noTwins == nil }
 
 // try listens on the ports of each host, for a moment.
 func (g ground) try(ports ...int) error {

@@ -41,7 +41,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if err := choose(ctx, o); err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && !errors.Is(err, errTold) {
 			err = errors.New("interrupted; everything was cleaned up")
 		}
 		if !errors.Is(err, errTold) {
@@ -70,18 +70,17 @@ func choose(ctx context.Context, o options) error {
 	}
 	g, err := findGround(plan.ports()...)
 	if o.probe {
-		if err == nil && !g.twins {
-			err = errTold
-		}
-		return err
+		return errors.Join(err, g.noTwins)
 	}
-	if (err != nil || !g.twins) && !o.inside && !o.files && canOwn(ctx) {
+	if (err != nil || !g.twins()) && !o.inside && !o.files && canOwn(ctx) {
 		return again(ctx, o.root)
 	}
 	if err != nil {
 		return err
 	}
-	g.twins = g.twins && !o.files
+	if o.files {
+		g.noTwins = errors.New("-files is given")
+	}
 	dir, err := workDir(o.root)
 	if err != nil {
 		return err

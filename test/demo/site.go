@@ -216,7 +216,7 @@ func (d *demo) newDevice(i int) (*device, error) {
 	if i > 0 {
 		o.ParentHostname = d.ground.hosts[i-1]
 	}
-	if !d.ground.twins {
+	if !d.ground.twins() {
 		o.HTTPSPort, o.MQTTPort = -1, -1 // nobody asks there
 	}
 	edge, err := edgesim.New(o)
@@ -242,13 +242,13 @@ func (d *demo) newDevice(i int) (*device, error) {
 	for name, value := range edge.Env(moduleName) {
 		lo.Env = append(lo.Env, name+"="+value)
 	}
-	if !d.ground.twins {
+	if !d.ground.twins() {
 		lo.Args = append(lo.Args, "--config", filepath.Join(d.dir, t.short, "registry.json"))
 	}
 	if v.Layer, err = layer.New(lo); err != nil {
 		return nil, err
 	}
-	if v.desired, err = object(ours.Desired); err != nil || d.ground.twins {
+	if v.desired, err = object(ours.Desired); err != nil || d.ground.twins() {
 		return v, err
 	}
 	return v, v.write()

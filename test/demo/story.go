@@ -53,14 +53,14 @@ func (d *demo) run(ctx context.Context) error {
 		"  cloud  <-- link --  L5  <-- link --  L4  <-- link --  L3  <-- a client on the floor\n\n" +
 		"The registries are the product, as deployment-manifests/ deploys it. Emulated are the devices around them: edgeHub, the\n" +
 		"workload API and IoT Hub (test/edgesim). In place of the API proxy the registries speak TLS themselves.")
-	if !d.ground.twins {
-		d.out.say("\nThe ports of edgeHub, 443 and 8883, cannot be had by this user, nor a network of its own. So the registries take\n" +
-			"the desired properties of the manifests from files here, not from module twins. To see the twins:\n" +
-			"  sudo sysctl net.ipv4.ip_unprivileged_port_start=443   (until the next boot), or run it as root or in a container.")
+	if !d.ground.twins() {
+		d.out.say("\nThe ports of edgeHub, 443 and 8883, cannot be had here, nor a network of one's own: %v.\n"+
+			"So the registries take the desired properties of the manifests from files, not from module twins. To see the twins, run it\n"+
+			"as root, in a container, or after: sudo sysctl net.ipv4.ip_unprivileged_port_start=443", d.ground.noTwins)
 	}
 	begin := time.Now()
 	operate := "Operate it from the cloud: a direct method, and updates of module twins"
-	if !d.ground.twins {
+	if !d.ground.twins() {
 		operate = "Operate it on site: the command line, and changes of the files"
 	}
 	steps := []struct {
@@ -112,7 +112,7 @@ func (d *demo) push(ctx context.Context) error {
 
 // source is where the modules have their configuration from.
 func (d *demo) source() string {
-	if d.ground.twins {
+	if d.ground.twins() {
 		return "twin"
 	}
 	return "file"
@@ -360,12 +360,12 @@ func (d *demo) operate(ctx context.Context) error {
 func (d *demo) askReadiness(ctx context.Context) error {
 	above, below := d.devices[1], d.bottom()
 	manifest := below.render(map[string]string{"PLATFORM": arch}) // without a secret
-	r, err := above.readiness(ctx, d.ground.twins, manifest)
+	r, err := above.readiness(ctx, d.ground.twins(), manifest)
 	if err != nil {
 		return err
 	}
 	how := "az iot hub invoke-module-method -d L4 -m connected-registry --mn getReadiness"
-	if !d.ground.twins {
+	if !d.ground.twins() {
 		how = "connected-registry readiness"
 	}
 	d.out.say("Could L3 be deployed from L4 with the cloud away? The manifest of L3 is the payload of\n  %s", how)
@@ -405,14 +405,14 @@ func (d *demo) widen(ctx context.Context) error {
 	for i, c := range changes {
 		d.out.say("The update of %s: %s", c.device.short, c.what)
 		group.Go(func() (err error) {
-			if !d.ground.twins {
+			if !d.ground.twins() {
 				return c.device.edit(ctx, c.desired)
 			}
 			acks[i], err = c.device.operator.update(ctx, c.desired)
 			return err
 		})
 	}
-	if err := group.Wait(); err != nil || !d.ground.twins {
+	if err := group.Wait(); err != nil || !d.ground.twins() {
 		return err
 	}
 	d.out.say("Their reported properties after %s:", took(time.Since(begin)))
