@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -177,11 +178,21 @@ func TestCutBlob(t *testing.T) {
 			if (err == nil) != complete {
 				t.Errorf("%d bytes here, %q: %d bytes read, error %v", have, spec, len(got), err)
 			}
-			g.mu.Lock()
-			if !g.closed {
+			if !g.isClosed(5 * time.Second) {
 				t.Errorf("%d bytes here, %q: the reader was not closed", have, spec)
 			}
-			g.mu.Unlock()
+		}
+	}
+}
+
+// isClosed waits for the handler, which closes its reader after the client has the last byte.
+func (g *growing) isClosed(limit time.Duration) bool {
+	for deadline := time.Now().Add(limit); ; runtime.Gosched() {
+		g.mu.Lock()
+		closed := g.closed
+		g.mu.Unlock()
+		if closed || time.Now().After(deadline) {
+			return closed
 		}
 	}
 }
