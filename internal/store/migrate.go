@@ -1,58 +1,81 @@
 package store
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"go.etcd.io/bbolt"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
-// schemaVersion is what this binary reads and writes.
-const schemaVersion = 1
+// migrations[i] turns version i+1 into i+2. All that are needed run in one transaction with the new number, so that a
+// power cut in the middle leaves the old version. Each adds an index that it left behind to testdata.
+var migrations = []migration{}
 
-// migrations[i] turns version i+1 into i+2. Each runs in one transaction with the new number, and needs a test of its
-// own with an index that the older version wrote.
-var migrations = []func(*bbolt.Tx) error{}
+type migration func(*bbolt.Tx) error
 
-// migrate makes a new index, or brings an older one up to schemaVersion. Errors: UNSUPPORTED for a newer one.
-func migrate(db *bbolt.DB, instanceID string) error {
-	current := false
-	err := db.View(func(btx *bbolt.Tx) error { // a start without news writes nothing
-		if meta := btx.Bucket(bucketMeta); meta != nil {
-			current = bytes.Equal(meta.Get(keySchemaVersion), binary.AppendUvarint(nil, schemaVersion))
-		}
-		return nil
-	})
-	if err != nil || current {
-		return errors.Join(err, complete(db))
-	}
-	return db.Update(func(btx *bbolt.Tx) error {
+// keptName is the copy of an index as it was before its migration from a version: what the release before can use.
+func keptName(version uint64) string { return fmt.Sprintf("%s.schema-%d", indexName, version) }
+
+// migrate makes a new index, or brings an older one up to the version after the last migration, with a copy of what was
+// there in dir. Errors: UNSUPPORTED for a newer one.
+func migrate(db *bbolt.DB, instanceID, dir string, list []migration) error {
+	target := uint64(len(list) + 1)
+	version := uint64(0) // none: a new file
+	err := db.View(func(btx *bbolt.Tx) error {
 		meta := btx.Bucket(bucketMeta)
 		if meta == nil {
-			return initialise(btx, instanceID)
+			return nil
 		}
-		version, n := binary.Uvarint(meta.Get(keySchemaVersion))
-		if n <= 0 {
+		var n int
+		if version, n = binary.Uvarint(meta.Get(keySchemaVersion)); n <= 0 || version == 0 {
 			return errDamaged
-		}
-		if version > schemaVersion {
-			return registry.ErrUnsupported.WithMessage("the data volume was written by a newer release (schema %d, this release knows %d): "+
-				"start that release again, or use an empty volume", version, schemaVersion)
-		}
-		for v := version; v < schemaVersion; v++ {
-			if err := migrations[v-1](btx); err != nil {
-				return fmt.Errorf("migration of the index from schema %d: %w", v, err)
-			}
-			if err := meta.Put(keySchemaVersion, binary.AppendUvarint(nil, v+1)); err != nil {
-				return err
-			}
 		}
 		return nil
 	})
+	switch {
+	case err != nil:
+		return err
+	case version == target: // a start without news writes nothing
+		return complete(db)
+	case version > target:
+		return registry.ErrUnsupported.WithMessage("the data volume was written by a newer release (schema %d, this release knows %d): "+
+			"start that release again, or use an empty volume", version, target)
+	case version == 0:
+		return db.Update(func(btx *bbolt.Tx) error { return initialise(btx, instanceID, target) })
+	}
+	if err := keep(db, filepath.Join(dir, keptName(version))); err != nil {
+		return fmt.Errorf("copy of the index before its migration from schema %d: %w", version, err)
+	}
+	err = db.Update(func(btx *bbolt.Tx) error {
+		for v := version; v < target; v++ {
+			if err := list[v-1](btx); err != nil {
+				return fmt.Errorf("migration of the index from schema %d: %w", v, err)
+			}
+		}
+		return btx.Bucket(bucketMeta).Put(keySchemaVersion, binary.AppendUvarint(nil, target))
+	})
+	return errors.Join(err, complete(db))
+}
+
+// keep copies an index durably.
+func keep(db *bbolt.DB, path string) error {
+	err := db.View(func(btx *bbolt.Tx) error { return btx.CopyFile(path, 0o600) })
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return OSFS{}.SyncDir(filepath.Dir(path))
 }
 
 // complete checks that the top of the tree is there.
@@ -67,7 +90,7 @@ func complete(db *bbolt.DB) error {
 	})
 }
 
-func initialise(btx *bbolt.Tx, instanceID string) error {
+func initialise(btx *bbolt.Tx, instanceID string, version uint64) error {
 	for _, name := range [][]byte{bucketMeta, bucketBlobs, bucketRepos, bucketChanges, bucketLocks, bucketDocuments} {
 		if _, err := btx.CreateBucket(name); err != nil {
 			return err
@@ -75,7 +98,7 @@ func initialise(btx *bbolt.Tx, instanceID string) error {
 	}
 	meta := btx.Bucket(bucketMeta)
 	rows := map[string][]byte{
-		string(keySchemaVersion): binary.AppendUvarint(nil, schemaVersion),
+		string(keySchemaVersion): binary.AppendUvarint(nil, version),
 		string(keyInstanceID):    []byte(instanceID),
 		string(keyChangeSeq):     {0},
 		string(keyChangeFloor):   {0},

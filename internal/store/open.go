@@ -59,6 +59,9 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = defaultCacheBytes
 	}
+	if o.migrations == nil {
+		o.migrations = migrations
+	}
 	if o.uptime == nil {
 		o.uptime = clock.Stopwatch()
 	}
@@ -340,7 +343,7 @@ func (s *Store) openBolt(f *os.File, is indexState) error {
 		if s.db, err = bbolt.Open(s.path(indexName), 0o600, boltOptions(f, s.opts.LockTimeout)); err != nil {
 			return err
 		}
-		if err := migrate(s.db, hex.EncodeToString(id)); err != nil {
+		if err := migrate(s.db, hex.EncodeToString(id), s.dir, s.opts.migrations); err != nil {
 			return err
 		}
 		if is.restored {

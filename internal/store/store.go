@@ -42,6 +42,8 @@ type Options struct {
 
 	// hook is called between the steps of a commit, for tests that stop there; an error of it fails the step.
 	hook func(step string) error
+	// migrations replaces the variable of that name in tests.
+	migrations []migration
 	// compactFree replaces the constant of that name in tests.
 	compactFree int64
 	// uptime replaces the monotonic clock in tests.
