@@ -19,7 +19,7 @@ TESTFLAGS ?=
 LISTEN    ?= 127.0.0.1:5000
 
 # The packages with tests that need programs which are not Go.
-INTEROP = $(shell cd test && grep -rl --include='*_test.go' '^//go:build interop' . | xargs -n1 dirname | sort -u)
+INTEROP = $(shell cd test && grep -rl --include='*_test.go' '^//go:build interop' . | xargs -n1 dirname | sort -u | grep -v edgesim)
 
 # Images are dated by the commit, so that building one twice gives the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
@@ -43,21 +43,32 @@ build: ## the binary, into bin/
 
 test: ## all tests that need nothing but Go, but for the faults (RACE=1 for the race detector)
 	$(GO) test $(RACEFLAG) $(TESTFLAGS) ./...
-	cd test && $(GO) test $(RACEFLAG) $(TESTFLAGS) $$($(GO) list ./... | grep -v /chaos)
+	cd test && $(GO) test $(RACEFLAG) $(TESTFLAGS) $$($(GO) list ./... | grep -v -e /chaos -e /powercut)
+	cd test/edgesim && $(GO) test $(RACEFLAG) $(TESTFLAGS) ./...
 
 test-interop: ## tests with real clients, which it installs (scripts/interop-setup: apt-get, root)
 	scripts/interop-setup $(TOOLS)
 	cd test && $(GO) test -count=1 -tags interop $(TESTFLAGS) $(INTEROP)
+	cd test/edgesim && $(GO) test -count=1 -tags interop $(TESTFLAGS) ./...
 
 test-interop-long: ## signatures by cosign, which takes minutes to build
 	scripts/interop-setup $(TOOLS) cosign
 	cd test && INTEROP=long $(GO) test -count=1 -tags interop $(TESTFLAGS) -run Cosign ./interop
 
-test-chaos-short: ## the fault tests as CI runs them, with the race detector
+test-chaos-short: powercut-tools ## the fault tests as CI runs them; as root the power cuts too
 	cd test && $(GO) test -race -count=1 $(TESTFLAGS) ./chaos/...
+	cd test && POWERCUT=50 $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./powercut/...
 
 test-chaos: ## the fault tests at length: larger layers, many rounds
 	cd test && CHAOS=long $(GO) test -race -count=1 -timeout 4h $(TESTFLAGS) ./chaos/...
+	cd test && CHAOS=long $(GO) test -count=1 -timeout 4h $(TESTFLAGS) ./powercut/...
+
+# What makes file systems to cut the power of, and watches their system calls.
+powercut-tools:
+	@for p in mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs strace:strace; do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v $${p%%:*} >/dev/null || missing="$$missing $${p##*:}"; done; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; fi
 
 bench: ## all benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./...
@@ -68,13 +79,16 @@ lint: $(GOFUMPT) $(STATICCHECK) ## format, vet, staticcheck and the rules of the
 		if [ -n "$$unformatted" ]; then echo "make fmt would change:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	cd test && $(GO) vet -tags interop ./...
+	cd test/edgesim && $(GO) vet -tags interop ./...
 	$(TOOLS)/staticcheck ./...
 	cd test && $(TOOLS)/staticcheck -tags interop ./...
+	cd test/edgesim && $(TOOLS)/staticcheck -tags interop ./...
 	$(GO) test ./internal/archtest
 
 lint-full: lint $(GOLANGCI) ## lint, and golangci-lint
 	$(TOOLS)/golangci-lint run ./...
 	cd test && $(TOOLS)/golangci-lint run --config ../.golangci.yml --build-tags interop ./...
+	cd test/edgesim && $(TOOLS)/golangci-lint run --config ../../.golangci.yml --build-tags interop ./...
 
 fmt: $(GOFUMPT) ## format all sources
 	$(TOOLS)/gofumpt -w $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')
