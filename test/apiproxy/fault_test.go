@@ -126,7 +126,11 @@ func TestProxyAway(t *testing.T) {
 			})
 			want := s.changeAbove("acme/app:2")
 			s.until("it is at the bottom", func() bool { return s.digest(s.bottom(), "acme/app:2") == want })
-			t.Logf("in step %v after it was back", time.Since(began).Round(10*time.Millisecond))
+			if took := time.Since(began).Round(10 * time.Millisecond); took > 15*time.Second {
+				t.Errorf("in step %v after it was back", took)
+			} else {
+				t.Logf("in step %v after it was back", took)
+			}
 		})
 	}
 }
