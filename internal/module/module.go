@@ -47,6 +47,10 @@ type Options struct {
 	AnonymousPush       bool // clients without a token may push
 	AllowInsecureParent bool // the configuration may name a parent with protocol http
 
+	// BearerChallenge asks clients for a token of the token endpoint first, in place of Basic: for SDKs that know nothing
+	// else. It cannot be right through several API proxies, since the endpoint's URL must be absolute.
+	BearerChallenge bool
+
 	ParentCA string // PEM file of roots for the parent's certificate, beside the system's
 
 	Version  string
@@ -182,7 +186,7 @@ func newModule(o Options) *Module {
 		}
 	}
 	m.mode.Store(m.config.Mode)
-	m.auth = auth.New(auth.Options{Clock: m.clock, AnonymousPull: o.AnonymousPull || o.AnonymousPush, AnonymousPush: o.AnonymousPush})
+	m.auth = auth.New(auth.Options{Clock: m.clock, AnonymousPull: o.AnonymousPull || o.AnonymousPush, AnonymousPush: o.AnonymousPush, BearerChallenge: o.BearerChallenge})
 	return m
 }
 

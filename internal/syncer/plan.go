@@ -60,8 +60,8 @@ func (p plan) empty() bool { return len(p.fetch) == 0 && len(p.untag) == 0 }
 // makePlan compares what the parent has with what is here. It is pure: no I/O, no clock, the same answer for the same
 // question.
 //
-// A tag in scope whose digest differs is fetched, unless it was pushed here: that is acknowledged content, and the
-// parent's does not replace it. What left the scope or the parent is removed in ReadOnly mode and kept in ReadWrite.
+// A tag in scope whose digest differs is fetched, unless it was pushed here, which is acknowledged content, or is locked
+// here: the parent's does not replace it. What left the scope or the parent is removed in ReadOnly mode and kept in ReadWrite.
 func makePlan(set Settings, l listing, local map[string][]registry.LocalTag) plan {
 	p := plan{untag: map[string][]string{}, kept: map[string][]string{}}
 	wants := map[string]map[registry.Digest]*want{}
@@ -73,7 +73,7 @@ func makePlan(set Settings, l listing, local map[string][]registry.LocalTag) pla
 			}
 			if have, ok := here[tag]; ok && have.Digest == d && !have.Pushed {
 				continue
-			} else if ok && have.Pushed && have.Digest != d {
+			} else if ok && (have.Pushed || have.Locked) && have.Digest != d {
 				p.kept[repo] = append(p.kept[repo], tag)
 				continue
 			}
@@ -131,7 +131,7 @@ func removals(scope registry.Scope, l listing, local map[string][]registry.Local
 		for _, t := range tags {
 			_, there := remote[t.Tag]
 			gone := (absent && !there) || slices.Contains(l.gone[repo], t.Tag)
-			if !t.Pushed && (gone || !scope.MatchTag(repo, t.Tag)) {
+			if !t.Pushed && !t.Locked && (gone || !scope.MatchTag(repo, t.Tag)) {
 				out[repo] = append(out[repo], t.Tag)
 			}
 		}

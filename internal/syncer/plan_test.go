@@ -111,6 +111,12 @@ func TestMakePlan(t *testing.T) {
 			l: complete(tags{"a": {"1": "d1"}}), local: local{"a": {pushed("1", "mine")}}, kept: map[string][]string{"a": {"1"}},
 		},
 		{
+			name: "locked here: neither moved nor removed", mode: registry.ReadOnly, scope: rule("a"),
+			l:     complete(tags{"a": {"1": "d1"}}),
+			local: local{"a": {{Tag: "1", Digest: "old", Locked: true}, {Tag: "2", Digest: "d2", Locked: true}}},
+			kept:  map[string][]string{"a": {"1"}},
+		},
+		{
 			name: "pushed here, the same at the parent: becomes the parent's", mode: registry.ReadWrite, scope: rule("a"),
 			l: complete(tags{"a": {"1": "d1"}}), local: local{"a": {pushed("1", "d1")}}, fetch: []string{"a@d1 1"},
 		},
