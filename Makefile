@@ -50,7 +50,6 @@ test-interop: ## tests with real clients, which it installs (scripts/interop-set
 	scripts/interop-setup $(TOOLS)
 	cd test && $(GO) test -count=1 -tags interop $(TESTFLAGS) $(INTEROP)
 	cd test/edgesim && $(GO) test -count=1 -tags interop $(TESTFLAGS) ./...
-	cd test/edgesim && $(GO) test -count=1 -tags interop $(TESTFLAGS) ./...
 
 test-interop-long: ## signatures by cosign, which takes minutes to build
 	scripts/interop-setup $(TOOLS) cosign
