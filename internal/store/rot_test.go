@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.etcd.io/bbolt"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
@@ -335,4 +336,69 @@ func TestCompact(t *testing.T) {
 		t.Errorf("left behind: %v", list)
 	}
 	fill(t, s, 3)
+}
+
+// TestChurn writes and removes a million rows: at the next start the index is at most three times what is live, or 16 MiB
+// above it.
+func TestChurn(t *testing.T) {
+	n := 30_000
+	if long {
+		n = 1_000_000
+	}
+	dir := t.TempDir()
+	s := openStore(t, dir, Options{})
+	fill(t, s, 10)
+	s.db.NoSync = true // what is measured is size
+	random := rand.New(rand.NewPCG(8, 9))
+	for i := 0; i < n; i += 100 {
+		err := s.update(t.Context(), func(t *tx) error {
+			r, err := t.makeRepo(testRepo)
+			if err != nil {
+				return err
+			}
+			for j := range 100 {
+				d := digest.FromString(fmt.Sprint(i, j))
+				if err := r.moveTag(fmt.Sprint("t", random.IntN(5000)), d, false); err != nil {
+					return err
+				}
+				tag := fmt.Sprint("t", random.IntN(5000))
+				if r.tags.Get([]byte(tag)) != nil {
+					if err := r.removeTag(tag); err != nil {
+						return err
+					}
+				}
+			}
+			return t.dropTombstones(maxTombstones)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.db.NoSync = false
+	closeChecked(t, s)
+	before, err := os.Stat(indexPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir, Options{})
+	after, err := os.Stat(indexPath(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := filepath.Join(t.TempDir(), "live")
+	dst, err := bbolt.Open(live, 0o600, &bbolt.Options{NoFreelistSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(bbolt.Compact(dst, s.db, compactTx), dst.Close()); err != nil {
+		t.Fatal(err)
+	}
+	least, err := os.Stat(live)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("after %d operations: %d KiB, after the start %d KiB, live %d KiB", 2*n, before.Size()>>10, after.Size()>>10, least.Size()>>10)
+	if after.Size() > max(3*least.Size(), least.Size()+compactFree) {
+		t.Errorf("%d bytes for %d", after.Size(), least.Size())
+	}
 }
