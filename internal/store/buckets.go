@@ -72,8 +72,10 @@ func (t *tx) repo(name string) (*repoTx, error) {
 	if b == nil {
 		return nil, registry.ErrNameUnknown.WithDetail(map[string]string{"name": name})
 	}
-	r := &repoTx{t: t, name: name, manifests: b.Bucket(bucketManifests), tags: b.Bucket(bucketTags),
-		links: b.Bucket(bucketLinks), referrers: b.Bucket(bucketReferrers)}
+	r := &repoTx{
+		t: t, name: name, manifests: b.Bucket(bucketManifests), tags: b.Bucket(bucketTags),
+		links: b.Bucket(bucketLinks), referrers: b.Bucket(bucketReferrers),
+	}
 	if r.manifests == nil || r.tags == nil || r.links == nil || r.referrers == nil {
 		return nil, errDamaged
 	}

@@ -143,7 +143,8 @@ func scenario() []act {
 	for _, b := range slices.Concat(two.Blobs, three.Blobs) {
 		list = append(list, fetchBlob(b))
 	}
-	return append(list, commitImage(testRepo, "synced", index), commitImage(testRepo, "next", index),
+	return append(
+		list, commitImage(testRepo, "synced", index), commitImage(testRepo, "next", index),
 		act{"delete manifest", func(ctx context.Context, s *Store, o *oracle) error {
 			delete(o.tags, otherRepo+":v1") // from the attempt on, either is right
 			return s.DeleteManifest(ctx, otherRepo, one.Digest)

@@ -138,8 +138,10 @@ func bit(set bool, value int64) int64 {
 }
 
 // mediaTypes has the code of each usual media type; 0 is followed by the text.
-var mediaTypes = []string{"", registry.MediaTypeImageManifest, registry.MediaTypeImageIndex,
-	registry.MediaTypeDockerManifest, registry.MediaTypeDockerList}
+var mediaTypes = []string{
+	"", registry.MediaTypeImageManifest, registry.MediaTypeImageIndex,
+	registry.MediaTypeDockerManifest, registry.MediaTypeDockerList,
+}
 
 func putMediaType(b []byte, s string) []byte {
 	for i, m := range mediaTypes {
@@ -235,8 +237,8 @@ func newManifestRow(m registry.Descriptor, refs registry.References) manifestRow
 
 // tagRow is where a tag points.
 type tagRow struct {
-	digest registry.Digest
-	pushed bool
+	digest  registry.Digest
+	pushed  bool
 	at      int64 // unix seconds of the last move
 	seq     uint64
 	created int64 // unix seconds; in rows of before this was kept it is at

@@ -46,9 +46,11 @@ func documentedSchema(t *testing.T) map[string]bool {
 func observedSchema(t *testing.T, s *Store) map[string]bool {
 	t.Helper()
 	paths := map[string]bool{}
-	variable := map[string]string{"blobs/": "<digest>", "repos/": "<repo>/", "changes/": "<seq>", "documents/": "<name>", "locks/": "<repo><0>[<kind><tag or digest>]",
+	variable := map[string]string{
+		"blobs/": "<digest>", "repos/": "<repo>/", "changes/": "<seq>", "documents/": "<name>", "locks/": "<repo><0>[<kind><tag or digest>]",
 		"repos/<repo>/manifests/": "<digest>", "repos/<repo>/tags/": "<tag>", "repos/<repo>/links/": "<digest>",
-		"repos/<repo>/referrers/": "<subject digest><digest>"}
+		"repos/<repo>/referrers/": "<subject digest><digest>",
+	}
 	var walk func(prefix string, b *bbolt.Bucket)
 	walk = func(prefix string, b *bbolt.Bucket) {
 		_ = b.ForEach(func(k, v []byte) error {
@@ -115,10 +117,14 @@ func difference(a, b map[string]bool) (list []string) {
 func TestRows(t *testing.T) {
 	d := registrytest.NewBlob(1, 10).Digest
 	d512 := registry.Digest("sha512:" + strings.Repeat("ab", 64))
-	manifest := manifestRow{mediaType: registry.MediaTypeImageIndex, size: 1234, pushed: true, pinned: true, loose: 99, subject: d512,
-		children: []target{{d, 1}, {d512, 2}}, blobs: []target{{d, 1 << 40}}}
-	referrer := referrerRow{seq: 7, descriptor: registry.Descriptor{MediaType: "application/x", Size: 5, ArtifactType: "a/b",
-		Annotations: map[string]string{"k": "v"}}}
+	manifest := manifestRow{
+		mediaType: registry.MediaTypeImageIndex, size: 1234, pushed: true, pinned: true, loose: 99, subject: d512,
+		children: []target{{d, 1}, {d512, 2}}, blobs: []target{{d, 1 << 40}},
+	}
+	referrer := referrerRow{seq: 7, descriptor: registry.Descriptor{
+		MediaType: "application/x", Size: 5, ArtifactType: "a/b",
+		Annotations: map[string]string{"k": "v"},
+	}}
 	referrerBytes, err := referrer.encode()
 	if err != nil {
 		t.Fatal(err)
@@ -129,11 +135,13 @@ func TestRows(t *testing.T) {
 	}{
 		"blob":     {blobRow{size: 5, at: 6, fetched: true}.encode(), func(b []byte) ([]byte, error) { r, err := decodeBlob(b); return r.encode(), err }},
 		"manifest": {manifest.encode(), func(b []byte) ([]byte, error) { r, err := decodeManifest(b); return r.encode(), err }},
-		"manifest with its time": {func() []byte { m := manifest; m.created = 77; return m.encode() }(),
-			func(b []byte) ([]byte, error) { r, err := decodeManifest(b); return r.encode(), err }},
+		"manifest with its time": {
+			func() []byte { m := manifest; m.created = 77; return m.encode() }(),
+			func(b []byte) ([]byte, error) { r, err := decodeManifest(b); return r.encode(), err },
+		},
 		"tag made before": {tagRow{digest: d, pushed: true, at: 9, seq: 2, created: 4}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
 		"lock":            {encodeLock(registry.Attributes{NoWrite: true, NoList: true}), func(b []byte) ([]byte, error) { a, err := decodeLock(b); return encodeLock(a), err }},
-		"tag":      {tagRow{digest: d, pushed: true, at: 1, seq: 2}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
+		"tag":             {tagRow{digest: d, pushed: true, at: 1, seq: 2}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
 		"referrer": {referrerBytes, func(b []byte) ([]byte, error) {
 			r, err := decodeReferrer(b)
 			if err != nil {

@@ -133,8 +133,10 @@ func (s *Store) Usage(ctx context.Context) (registry.StorageStatus, error) {
 		return registry.StorageStatus{}, err
 	}
 	c := s.counts.Load()
-	st := registry.StorageStatus{State: stateOK, Repositories: int(c.repositories), Tags: int(c.tags),
-		Manifests: int(c.manifests), Blobs: int(c.blobs), UsedBytes: c.bytes}
+	st := registry.StorageStatus{
+		State: stateOK, Repositories: int(c.repositories), Tags: int(c.tags),
+		Manifests: int(c.manifests), Blobs: int(c.blobs), UsedBytes: c.bytes,
+	}
 	switch {
 	case s.broken.Load() != nil || s.closed.Load():
 		st.State = stateUnavailable

@@ -109,8 +109,10 @@ func (s *Store) TagStates(ctx context.Context, repo string) (list []registry.Loc
 			if err != nil {
 				return nil // absent: synchronisation writes it again
 			}
-			list = append(list, registry.LocalTag{Tag: string(k), Digest: row.digest, Pushed: row.pushed,
-				Locked: locks.Of().NoWrite || locks.Tag(string(k)).NoWrite})
+			list = append(list, registry.LocalTag{
+				Tag: string(k), Digest: row.digest, Pushed: row.pushed,
+				Locked: locks.Of().NoWrite || locks.Tag(string(k)).NoWrite,
+			})
 			return nil
 		})
 	})

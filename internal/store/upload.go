@@ -60,8 +60,10 @@ func (s *Store) StartUpload(ctx context.Context, repo string) (registry.Upload, 
 	if err := s.room(0); err != nil {
 		return nil, err
 	}
-	ses := &session{id: randomID(), hash: newRunning("sha256"), busy: true,
-		owner: sidecar{Repository: repo, Principal: registry.PrincipalFrom(ctx).Name, StartedAt: s.clock.Now().UTC()}}
+	ses := &session{
+		id: randomID(), hash: newRunning("sha256"), busy: true,
+		owner: sidecar{Repository: repo, Principal: registry.PrincipalFrom(ctx).Name, StartedAt: s.clock.Now().UTC()},
+	}
 	s.uploadsMu.Lock()
 	full := len(s.uploads) >= maxSessions
 	if !full {
