@@ -300,7 +300,7 @@ func TestRevocation(t *testing.T) {
 				t.Errorf("access token: %v, want %v", err, tt.want)
 			}
 			got := b.post("/oauth2/token", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {a.RefreshToken}})
-			if want := tt.want != registry.ErrUnauthorized; (got.Status == http.StatusOK) != want {
+			if want := !errors.Is(tt.want, registry.ErrUnauthorized); (got.Status == http.StatusOK) != want {
 				t.Errorf("refresh token: %d, want it to work: %v", got.Status, want)
 			}
 		})

@@ -132,7 +132,8 @@ func (s *Store) SetAttributes(ctx context.Context, repo string, ref registry.Ref
 		if err != nil {
 			return err
 		}
-		l, old := r.locks(), registry.Attributes{}
+		l := r.locks()
+		var old registry.Attributes
 		switch {
 		case ref.Digest != "":
 			old = l.Manifest(ref.Digest)
