@@ -189,6 +189,7 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	if usage, err := m.store.Usage(ctx); err == nil {
 		out.Storage = usage
 	}
+	out.StatusDetails = append(out.StatusDetails, m.damage(ctx)...)
 	m.syncer.Describe(&out)
 	out.Parent.GatewayEndpoint, out.Parent.Protocol = endpoint, protocol
 	m.mu.Lock()

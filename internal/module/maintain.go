@@ -3,6 +3,7 @@ package module
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -55,4 +56,17 @@ func pause(ctx context.Context, d time.Duration) bool {
 	case <-timer.C:
 		return true
 	}
+}
+
+// damage is the entry of the status for content that the volume lost and that is not healed yet.
+func (m *Module) damage(ctx context.Context) []registry.StatusDetail {
+	list, err := m.store.Damaged(ctx)
+	if err != nil || len(list) == 0 {
+		return nil
+	}
+	return []registry.StatusDetail{{
+		Type: "Storage", Code: "ContentDamaged", Timestamp: m.clock.Now(),
+		Description: fmt.Sprintf("%d files of the data volume are missing or damaged, the first is %s of %s: they are fetched from the parent again "+
+			"with the next synchronisation; what only was here has to be pushed again. Check the disk.", len(list), list[0].Digest, list[0].Repository),
+	}}
 }
