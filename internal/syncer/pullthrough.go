@@ -3,6 +3,8 @@ package syncer
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -102,6 +104,20 @@ func (p *pullThrough) ResolveBlob(ctx context.Context, repo string, d registry.D
 	return p.s.pulls.blob(ctx, repo, d, err)
 }
 
+// Referrers asks the parent about a manifest that is not here or still on its way: a signature is looked for before, and
+// often without, a pull of what it signs, and "none" would be a wrong answer. What is here has its referrers here too.
+func (p *pullThrough) Referrers(ctx context.Context, repo string, d registry.Digest, artifactType string) ([]registry.Descriptor, error) {
+	here, err := p.Registry.Referrers(ctx, repo, d, artifactType)
+	if err != nil && !isMiss(err) {
+		return nil, err
+	}
+	_, miss := p.Registry.ResolveManifest(ctx, repo, registry.DigestReference(d))
+	if !isMiss(miss) {
+		return here, err
+	}
+	return p.s.pulls.referrers(ctx, repo, d, artifactType, here, err)
+}
+
 func isMiss(err error) bool {
 	return errors.Is(err, registry.ErrManifestUnknown) || errors.Is(err, registry.ErrNameUnknown) || errors.Is(err, registry.ErrBlobUnknown)
 }
@@ -138,32 +154,21 @@ func (p *pulls) manifest(ctx context.Context, repo string, ref registry.Referenc
 	if err != nil {
 		return registry.Manifest{}, err
 	}
-	result := p.flight.DoChan(repo+"@"+ref.String(), func() (any, error) {
-		ctx, cancel := context.WithTimeout(p.s.base, missDeadline)
-		defer cancel()
+	return ask(ctx, p, repo+"@"+ref.String(), func(ctx context.Context) (registry.Manifest, error) {
 		if m, ok := p.known(repo, ref); ok {
 			return m, nil
 		}
 		kind, err := p.s.probe(ctx, set)
 		if err != nil {
-			return nil, p.failed(ctx, set, repo, err)
+			return registry.Manifest{}, p.failed(ctx, set, repo, err)
 		}
 		m, err := set.Parent.GetManifest(ctx, repo, ref)
 		p.s.contact(err)
 		if err != nil {
-			return nil, p.failed(ctx, set, repo, err)
+			return registry.Manifest{}, p.failed(ctx, set, repo, err)
 		}
 		return m, p.bring(set, kind, repo, ref, m)
 	})
-	select {
-	case r := <-result:
-		if r.Err != nil {
-			return registry.Manifest{}, r.Err
-		}
-		return r.Val.(registry.Manifest), nil
-	case <-ctx.Done():
-		return registry.Manifest{}, ctx.Err()
-	}
 }
 
 // failed tells a parent that is away, which no miss is taken to for a while, from one that cannot give this. That our
@@ -241,6 +246,57 @@ func (p *pulls) complete(key, repo string, ref registry.Reference, img image) {
 	}
 }
 
+// referrers adds to those here what the parent has.
+func (p *pulls) referrers(
+	ctx context.Context, repo string, d registry.Digest, artifactType string, here []registry.Descriptor, missing error,
+) ([]registry.Descriptor, error) {
+	outside := registry.ErrManifestUnknown.WithMessage("%s is out of scope", repo)
+	set, err := p.parent(repo, "", outside)
+	if errors.Is(err, outside) {
+		return here, missing
+	}
+	if err != nil {
+		return nil, err
+	}
+	found, err := ask(ctx, p, repo+"?"+d.String()+"?"+artifactType, func(ctx context.Context) ([]registry.Descriptor, error) {
+		if _, err := p.s.probe(ctx, set); err != nil {
+			return nil, p.failed(ctx, set, repo, err)
+		}
+		list, err := set.Parent.Referrers(ctx, repo, d, artifactType)
+		p.s.contact(err)
+		if err != nil && !isMiss(err) {
+			return nil, p.failed(ctx, set, repo, err)
+		}
+		return list, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	all := slices.Concat(here, found)
+	slices.SortFunc(all, func(a, b registry.Descriptor) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	return slices.CompactFunc(all, func(a, b registry.Descriptor) bool { return a.Digest == b.Digest }), nil
+}
+
+// ask puts a question to the parent once, however many clients have it. It is the registry's question, not the client's:
+// that a client has gone says nothing about the parent, and must not be taken for its silence.
+func ask[T any](ctx context.Context, p *pulls, key string, question func(context.Context) (T, error)) (T, error) {
+	result := p.flight.DoChan(key, func() (any, error) {
+		ctx, cancel := context.WithTimeout(p.s.base, missDeadline)
+		defer cancel()
+		return question(ctx)
+	})
+	var none T
+	select {
+	case r := <-result:
+		if r.Err != nil {
+			return none, r.Err
+		}
+		return r.Val.(T), nil
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
+}
+
 // blob finds out what a missing blob is: from a manifest on its way, or from the parent.
 func (p *pulls) blob(ctx context.Context, repo string, d registry.Digest, miss error) (registry.Descriptor, error) {
 	set, err := p.parent(repo, "", miss)
@@ -250,17 +306,17 @@ func (p *pulls) blob(ctx context.Context, repo string, d registry.Digest, miss e
 	if err != nil {
 		return registry.Descriptor{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, missDeadline)
-	defer cancel()
-	if _, err := p.s.probe(ctx, set); err != nil {
-		return registry.Descriptor{}, p.failed(ctx, set, repo, err)
-	}
-	desc, err := set.Parent.ResolveBlob(ctx, repo, d)
-	p.s.contact(err)
-	if err != nil {
-		return registry.Descriptor{}, p.failed(ctx, set, repo, err)
-	}
-	return desc, nil
+	return ask(ctx, p, repo+"#"+d.String(), func(ctx context.Context) (registry.Descriptor, error) {
+		if _, err := p.s.probe(ctx, set); err != nil {
+			return registry.Descriptor{}, p.failed(ctx, set, repo, err)
+		}
+		desc, err := set.Parent.ResolveBlob(ctx, repo, d)
+		p.s.contact(err)
+		if err != nil {
+			return registry.Descriptor{}, p.failed(ctx, set, repo, err)
+		}
+		return desc, nil
+	})
 }
 
 func (p *pulls) knownBlob(repo string, d registry.Digest) (registry.Descriptor, bool) {

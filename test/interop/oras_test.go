@@ -47,7 +47,7 @@ func TestOras(t *testing.T) {
 		if got := named(d.t, layout, "1"); got != c.index {
 			d.t.Errorf("through the child came %s, want %s", got, c.index)
 		}
-		d.until("the referrers are in the child", func() bool { return d.count(oras, down+":1", plain, "") == 2 })
+		d.referrers(oras, down+":1", plain, 2, "")
 		run("pull", "--output", oras.home+"/out", down+":recipe")
 		if got, err := os.ReadFile(oras.home + "/out/recipe.txt"); err != nil || string(got) != "one cup" {
 			d.t.Errorf("the artifact came as %q: %v", got, err)

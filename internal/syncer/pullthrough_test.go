@@ -1,0 +1,78 @@
+package syncer_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+)
+
+// leaving is a parent that answers a question about a blob when the client has gone.
+type leaving struct {
+	*parent
+	asked chan struct{}
+	gone  <-chan struct{}
+}
+
+func (p leaving) ResolveBlob(ctx context.Context, repo string, d registry.Digest) (registry.Descriptor, error) {
+	close(p.asked)
+	<-p.gone
+	if err := ctx.Err(); err != nil {
+		return registry.Descriptor{}, registry.ErrUnavailable.WithMessage("%v", err).Wrap(err) // as package upstream does
+	}
+	return p.parent.ResolveBlob(ctx, repo, d)
+}
+
+// TestClientThatLeavesIsNotAParentThatIsAway cancels a client's question and asks another.
+func TestClientThatLeavesIsNotAParentThatIsAway(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
+	p := leaving{parent: newParent(), asked: make(chan struct{}), gone: ctx.Done()}
+	img := registrytest.NewImage(1, 1000)
+	push(t, p.parent, "app", "v1", img)
+	set := settings(t, p.parent, "app")
+	set.Parent = p
+	r := newServing(t, set)
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.served.ResolveBlob(ctx, "app", img.Blobs[1].Digest)
+		done <- err
+	}()
+	<-p.asked
+	leave()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("who left got %v", err)
+	}
+	if _, err := r.served.GetManifest(t.Context(), "app", registry.TagReference("v1")); err != nil {
+		t.Errorf("the next client got %v", err)
+	}
+}
+
+// TestReferrersOfWhatIsNotHere asks for the signatures of an image that nobody has pulled.
+func TestReferrersOfWhatIsNotHere(t *testing.T) {
+	p := newParent()
+	img := registrytest.NewImage(1, 1000)
+	push(t, p, "app", "v1", img)
+	signature := registrytest.NewReferrer(2, img.Descriptor, "application/vnd.example.signature")
+	push(t, p, "app", "", signature)
+	r := newServing(t, settings(t, p, "app"))
+	list, err := r.served.Referrers(t.Context(), "app", img.Digest, "")
+	if err != nil || len(list) != 1 || list[0].Digest != signature.Digest {
+		t.Fatalf("referrers: %v, %v", list, err)
+	}
+	if list, err := r.served.Referrers(t.Context(), "app", img.Digest, "application/other"); err != nil || len(list) != 0 {
+		t.Errorf("referrers of another type: %v, %v", list, err)
+	}
+	if m, err := r.served.GetManifest(t.Context(), "app", registry.DigestReference(signature.Digest)); err != nil || m.Digest != signature.Digest {
+		t.Errorf("the signature: %v, %v", m.Digest, err)
+	}
+	if list, err := r.served.Referrers(t.Context(), "outside", img.Digest, ""); err == nil && len(list) != 0 {
+		t.Errorf("out of scope: %v", list)
+	}
+	p.set(func(p *parent) { p.away = registry.ErrUnavailable })
+	other := registrytest.NewImage(3, 1000)
+	if list, err := r.served.Referrers(t.Context(), "app", other.Digest, ""); !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("with the parent away: %v, %v", list, err)
+	}
+}
