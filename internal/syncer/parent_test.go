@@ -117,6 +117,13 @@ func (p *parent) Tags(ctx context.Context, repo, after string, limit int) ([]str
 	return p.Registry.Tags(ctx, repo, after, limit)
 }
 
+func (p *parent) Referrers(ctx context.Context, repo string, d registry.Digest, artifactType string) ([]registry.Descriptor, error) {
+	if err := p.ask("referrers " + repo); err != nil {
+		return nil, err
+	}
+	return p.Registry.Referrers(ctx, repo, d, artifactType)
+}
+
 func (p *parent) GetBlob(ctx context.Context, repo string, d registry.Digest) (registry.BlobReader, error) {
 	if err := p.ask("blob " + d.String()); err != nil {
 		return nil, err
