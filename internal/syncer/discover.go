@@ -38,10 +38,14 @@ func (s *Syncer) probe(ctx context.Context, set Settings) (registry.ParentKind, 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	before := s.state.refused
 	s.state.refused = nil
 	if err != nil {
 		if !errors.Is(err, registry.ErrUnavailable) {
 			s.state.refused = err
+			if before == nil {
+				s.state.since.refused = now
+			}
 		}
 		return kind, err
 	}

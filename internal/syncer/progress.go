@@ -19,16 +19,17 @@ func (s *Syncer) begin() {
 }
 
 // finish records the result of an iteration and returns its error.
-func (s *Syncer) finish(set Settings, before registry.Traffic, out outcome) error {
+func (s *Syncer) finish(set Settings, was registry.Traffic, out outcome) error {
 	now := s.o.Clock.Now()
 	s.mu.Lock()
 	st := &s.state.sync
 	st.LastSyncEndTime, st.TagsMoved, st.TagsRemoved, st.Error = now, out.moved, out.removed, ""
-	if set.Parent != nil && before != (registry.Traffic{}) {
+	if set.Parent != nil && was != (registry.Traffic{}) {
 		after := set.Parent.Traffic()
-		st.Requests, st.BytesReceived = after.Requests-before.Requests, after.BytesReceived-before.BytesReceived
+		st.Requests, st.BytesReceived = after.Requests-was.Requests, after.BytesReceived-was.BytesReceived
 	}
-	s.state.disk = nil
+	before := s.state.failed
+	s.state.failed = nil
 	switch {
 	case out.err == nil:
 		st.SyncState, st.LastSuccessfulSyncEndTime = registry.SyncSucceeded, now
@@ -36,8 +37,9 @@ func (s *Syncer) finish(set Settings, before registry.Traffic, out outcome) erro
 		st.SyncState, st.Error = registry.SyncTimedOut, errWindow.Error()
 	default:
 		st.SyncState, st.Error = registry.SyncFailed, message(out.err)
-		if errors.Is(out.err, registry.ErrDisk) {
-			s.state.disk = out.err
+		s.state.failed = out.err
+		if before == nil || errors.Is(before, registry.ErrDisk) != errors.Is(out.err, registry.ErrDisk) {
+			s.state.since.failed = now
 		}
 	}
 	s.mu.Unlock()
@@ -146,7 +148,7 @@ func (s *Syncer) Describe(out *registry.Status) {
 	out.ConnectionState = s.connection(len(transfers) > 0, out.StatusDetails)
 }
 
-// details lists what is wrong. The caller holds mu.
+// details lists what is wrong, each with the time since when. The caller holds mu.
 func (s *Syncer) details() []registry.StatusDetail {
 	var list []registry.StatusDetail
 	add := func(kind, code string, at time.Time, err error) {
@@ -154,9 +156,16 @@ func (s *Syncer) details() []registry.StatusDetail {
 			list = append(list, registry.StatusDetail{Type: kind, Code: code, Description: message(err), Timestamp: at})
 		}
 	}
-	add("Disk", string(registry.CodeDiskError), s.state.sync.LastSyncEndTime, s.state.disk)
-	add("Parent", "ParentUnreachable", s.state.lastFailure, s.state.failure)
-	add("Parent", "ParentRefused", s.state.sync.LastSyncEndTime, s.state.refused)
+	st := &s.state
+	disk := errors.Is(st.failed, registry.ErrDisk)
+	if disk {
+		add("Disk", string(registry.CodeDiskError), st.since.failed, st.failed)
+	}
+	add("Parent", "ParentUnreachable", st.since.failure, st.failure)
+	add("Parent", "ParentRefused", st.since.refused, st.refused)
+	if !disk && st.failure == nil && st.refused == nil { // otherwise that is why
+		add("Sync", "SyncFailed", st.since.failed, st.failed)
+	}
 	return list
 }
 

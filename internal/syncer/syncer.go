@@ -95,11 +95,17 @@ type state struct {
 	probed      time.Time // last successful Probe
 	lastContact time.Time
 	lastFailure time.Time
+	since       since
 	failure     error // of the last contact; nil when it was good
 	refused     error // the two layers do not fit together
 	sync        registry.SyncStatus
 	repos       map[string]registry.RepositoryState
-	disk        error
+	failed      error // of the last iteration; nil when it was good
+}
+
+// since is when each kind of trouble began; trying again in vain begins nothing.
+type since struct {
+	failure, refused, failed time.Time
 }
 
 // New returns a Syncer that does nothing until Update and Run. ctx bounds transfers that outlive the request that
@@ -145,7 +151,7 @@ func (s *Syncer) Update(set Settings) {
 	}
 	if set.Parent != s.settings.Parent {
 		s.state.parent, s.state.info, s.state.probed = registry.ParentStatus{}, registry.LayerInfo{}, time.Time{}
-		s.state.failure, s.state.refused = nil, nil
+		s.state.failure, s.state.refused, s.state.failed = nil, nil, nil
 	}
 	if set.Mode != s.settings.Mode {
 		s.state.probed, s.state.refused = time.Time{}, nil // the two have to meet again
@@ -210,6 +216,9 @@ func (s *Syncer) contact(err error) {
 	defer s.mu.Unlock()
 	now := s.o.Clock.Now()
 	if errors.Is(err, registry.ErrUnavailable) {
+		if s.state.failure == nil {
+			s.state.since.failure = now
+		}
 		s.state.failure, s.state.lastFailure = err, now
 		return
 	}
