@@ -201,3 +201,26 @@ func TestClockIsSetDuringPush(t *testing.T) {
 		t.Errorf("a week later: %d removed, %v, want the session", n, err)
 	}
 }
+
+// TestEvictionDoesNotWait: what synchronisation replaced an hour ago makes room before its grace period ends.
+func TestEvictionDoesNotWait(t *testing.T) {
+	var now testTime
+	s := openStore(t, t.TempDir(), now.options())
+	one, two, three := registrytest.NewImage(1, 400_000), registrytest.NewImage(2, 400_000), registrytest.NewImage(3, 400_000)
+	for _, image := range []registrytest.Image{one, two} {
+		now.pass(48 * time.Hour)
+		if err := synced(t.Context(), s, "parent/app", "v1", image); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now.pass(time.Hour)
+	if res := collect(t, s, GCOptions{}); res.Blobs != 0 {
+		t.Fatalf("the collection took %+v", res)
+	}
+	s.SetLimits(1<<20, 0)
+	if err := synced(t.Context(), s, "parent/app", "v1", three); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, s, false, one.Blobs...)
+	wantContent(t, s, true, append(two.Blobs, three.Blobs...)...)
+}
