@@ -35,7 +35,7 @@ func (m *Module) take(ctx context.Context, from string, doc twin.Document) {
 	m.mu.Unlock()
 	config, errs := twin.Parse(doc.Raw, twin.ParseOptions{Env: m.o.Lookup, Base: base})
 	for _, e := range errs {
-		m.log.Error("configuration: the section keeps its old value", "path", e.Path, "error", e.Message)
+		m.log.Error("configuration: the section keeps its old value", "source", m.sourceName(from), "path", e.Path, "error", e.Message)
 	}
 	m.apply(config, registry.ConfigStatus{Source: from, Applied: m.clock.Now(), Errors: errs})
 	m.acknowledge(doc, config, errs)
@@ -50,6 +50,14 @@ func (m *Module) acknowledge(doc twin.Document, c registry.Config, errs []regist
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.acks = twin.Acknowledge(doc, c, errs)
+}
+
+// sourceName is a source as a person finds it: the file by its path.
+func (m *Module) sourceName(source string) string {
+	if source == "file" {
+		return m.o.ConfigFile
+	}
+	return source
 }
 
 // apply puts a configuration in force. What did not change is left alone: transfers go on under a new log level.
@@ -84,9 +92,11 @@ func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 	if old != nil {
 		old.Close()
 	}
-	select {
-	case m.gcChanged <- struct{}{}:
-	default:
+	for _, other := range []chan struct{}{m.gcChanged, m.tellChanged} {
+		select {
+		case other <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -174,11 +184,15 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 			out.StatusDetails = append(out.StatusDetails, d)
 		}
 	}
-	for _, e := range append(out.Configuration.Errors, m.envErrs...) {
-		out.StatusDetails = append(out.StatusDetails, registry.StatusDetail{
-			Type: "Configuration", Code: "InvalidConfiguration", Description: e.Error(), Timestamp: out.Configuration.Applied,
-		})
+	invalid := func(where string, errs []registry.FieldError) {
+		for _, e := range errs {
+			out.StatusDetails = append(out.StatusDetails, registry.StatusDetail{
+				Type: "Configuration", Code: "InvalidConfiguration", Description: where + ": " + e.Error(), Timestamp: out.Configuration.Applied,
+			})
+		}
 	}
+	invalid(m.sourceName(out.Configuration.Source), out.Configuration.Errors)
+	invalid("environment", m.envErrs)
 	select {
 	case <-m.opened:
 	default:

@@ -25,7 +25,7 @@ func (m *Module) newEdgeHub(last twin.Record) *twin.EdgeHub {
 	m.reporter = twin.NewReporter(func(ctx context.Context, p map[string]any) error { return m.hub.Report(ctx, p) }, twin.ReporterOptions{Log: m.log})
 	return twin.NewEdgeHub(m.edge, m.work, twin.EdgeHubOptions{
 		Last: last, Methods: m.directMethod, Connected: m.reporter.Resend,
-		Product: "connected-registry/" + m.o.Version, Clock: m.clock, Log: m.log,
+		Product: "connected-registry/" + m.o.Version, Clock: m.clock, Dial: m.o.DialEdgeHub, Log: m.log,
 	})
 }
 

@@ -42,6 +42,7 @@ func (m *Module) tell(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+		case <-m.tellChanged: // with the first pattern, what is here already is noted as no news
 		case <-changed:
 		case <-retry:
 		}

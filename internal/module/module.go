@@ -64,6 +64,8 @@ type Options struct {
 	// ListenConfig and Dial are the network; nil is the machine's.
 	ListenNet func(ctx context.Context, network, addr string) (net.Listener, error)
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error)
+	// DialEdgeHub is how edgeHub is reached; nil is the machine's network.
+	DialEdgeHub func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Timeouts and Patience bound how long the parent is waited for; zero takes the defaults of transport and syncer.
 	Timeouts transport.Timeouts
 	Patience time.Duration
@@ -103,6 +105,7 @@ type Module struct {
 	deactivated bool                             // by the operator: the parent is not used
 	details     map[string]registry.StatusDetail // by what is wrong
 	gcChanged   chan struct{}
+	tellChanged chan struct{} // the patterns of events may be others
 }
 
 // Run runs the module until ctx ends, then drains. It returns an error only for what a restart with the same
@@ -155,7 +158,7 @@ func newModule(o Options) *Module {
 	}
 	m := &Module{
 		o: o, log: o.Logger, clock: clock.NewFloored(clock.System(), o.Built),
-		closing: make(chan struct{}), opened: make(chan struct{}), gcChanged: make(chan struct{}, 1),
+		closing: make(chan struct{}), opened: make(chan struct{}), gcChanged: make(chan struct{}, 1), tellChanged: make(chan struct{}, 1),
 		details: map[string]registry.StatusDetail{}, config: twin.Defaults(),
 	}
 	m.env, m.envErrs = twin.FromEnvironment(o.Lookup)
