@@ -207,7 +207,11 @@ func TestTwinFaults(t *testing.T) {
 	}
 	d.SetFaults(func(f *edgesim.Faults) { *f = edgesim.Faults{Duplicate: true} })
 	update(t, d, `{"n":7}`)
-	if a, b := c.next(t, "$iothub/twin/PATCH"), c.next(t, "$iothub/twin/PATCH"); a.payload != b.payload || a.dup || !b.dup {
+	a := c.next(t, "$iothub/twin/PATCH")
+	if a.dup { // the patch before was still being sent when the fault came
+		a = c.next(t, "$iothub/twin/PATCH")
+	}
+	if b := c.next(t, "$iothub/twin/PATCH"); a.payload != b.payload || a.dup || !b.dup {
 		t.Errorf("%+v, %+v", a, b)
 	}
 	if s := d.Status("mod"); s.TwinGets != 4 || s.Patches != 5 {
