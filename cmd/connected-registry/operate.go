@@ -28,10 +28,14 @@ func statusCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	dataDir, output := dataDirFlag(cmd), outputFlag(cmd)
+	management := cmd.Flags().String("management", "127.0.0.1:8081", "address of a registry that cannot use its data volume, where it says why; as for serve")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var s registry.Status
 		if err := module.Control(cmd.Context(), *dataDir, "GET", "/status", nil, &s); err != nil {
-			return err
+			var ok bool
+			if s, ok = module.StatusWithoutVolume(cmd.Context(), *management); !ok {
+				return err
+			}
 		}
 		return printStatus(cmd.OutOrStdout(), s, *output)
 	}
@@ -62,11 +66,11 @@ func configCommand() *cobra.Command {
 		Short: "Check a configuration document; every bad field is named by its path",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			raw, err := os.ReadFile(args[0])
-			if err != nil {
-				return err
+			doc := twin.NewFile(args[0], twin.FileOptions{}).Read() // as serve does: bounded, and never a pipe or a device
+			if doc.Err != nil {
+				return doc.Err
 			}
-			_, errs := twin.Parse(raw, twin.ParseOptions{Env: os.LookupEnv})
+			_, errs := twin.Parse(doc.Raw, twin.ParseOptions{Env: os.LookupEnv})
 			for _, e := range errs {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", args[0], e.Error())
 			}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -20,6 +21,9 @@ import (
 // socketName is the control socket in the data volume. Whoever may write there is the operator, so it asks for no
 // password: it works through docker exec.
 const socketName = "control.sock"
+
+// maxStatus bounds a status that is read over the network, in bytes.
+const maxStatus = 16 << 20
 
 // withSocket calls do with a path of the control socket that is short enough for the kernel (108 bytes), whatever the
 // length of the data volume's path.
@@ -98,4 +102,23 @@ func Control(ctx context.Context, dataDir, method, path string, in, out any) err
 		}
 		return json.NewDecoder(resp.Body).Decode(out)
 	})
+}
+
+// StatusWithoutVolume asks the management listener at addr. A module that cannot use its data volume has no control
+// socket there, but it says at this address why. ok is false when nobody answers, or one that has its volume open: that
+// is not who was asked for.
+func StatusWithoutVolume(ctx context.Context, addr string) (s registry.Status, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/status", http.NoBody)
+	if err != nil {
+		return s, false
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		return s, false
+	}
+	defer resp.Body.Close()
+	err = json.NewDecoder(io.LimitReader(resp.Body, maxStatus)).Decode(&s)
+	return s, err == nil && resp.StatusCode == http.StatusOK && s.Storage.State == "unavailable" && s.InstanceID == ""
 }

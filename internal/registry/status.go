@@ -138,8 +138,13 @@ type FieldError struct {
 	Message string `json:"message"` // what is wrong and what is accepted
 }
 
-// Error returns path and message.
-func (e FieldError) Error() string { return e.Path + ": " + e.Message }
+// Error returns path and message, or the message alone where it is about the document as a whole.
+func (e FieldError) Error() string {
+	if e.Path == "" {
+		return e.Message
+	}
+	return e.Path + ": " + e.Message
+}
 
 // RepositoryState is one repository in scope: which tags stand as at the parent, and which do not and why.
 type RepositoryState struct {
