@@ -170,6 +170,8 @@ func TestKill(t *testing.T) {
 	}
 	s := newSite(t, 1)
 	img := s.push(repo+":1", size, "big")
+	// A link that is slower than who reads from it, as links are: what a kill loses is what lies unread in the socket.
+	s.must(s.links[0].Set(linkproxy.Plan{BytesPerSecond: 10 * mib}))
 	for _, percent := range rounds {
 		reached := s.links[0].Reached(int64(size / 100 * percent))
 		s.must(s.layers[0].Start(s.ctx))
