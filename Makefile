@@ -13,6 +13,9 @@ GOFUMPT     := $(TOOLS)/.gofumpt-$(GOFUMPT_VERSION)
 STATICCHECK := $(TOOLS)/.staticcheck-$(STATICCHECK_VERSION)
 GOLANGCI    := $(TOOLS)/.golangci-lint-$(GOLANGCI_VERSION)
 
+# Its findings are kept with absolute paths: a cache of its own keeps those of another checkout out.
+export GOLANGCI_LINT_CACHE := $(TOOLS)/.golangci-cache
+
 # RACE=1, or CI as most CI systems set it, turns the race detector on; it needs a C compiler.
 RACEFLAG  := $(if $(or $(CI),$(RACE)),-race)
 TESTFLAGS ?=

@@ -129,7 +129,7 @@ func (r *running) reported() string {
 }
 
 func (r *running) serves() bool {
-	resp, err := http.Get("http://" + r.addr + "/v2/") //nolint:noctx // loopback, in a test
+	resp, err := http.Get("http://" + r.addr + "/v2/")
 	if err != nil {
 		return false
 	}
@@ -140,7 +140,7 @@ func (r *running) serves() bool {
 func (r *running) push(repo, tag string, img registrytest.Image) {
 	r.t.Helper()
 	for _, b := range img.Blobs {
-		resp, err := http.Post("http://"+r.addr+"/v2/"+repo+"/blobs/uploads/?digest="+b.Digest.String(), "application/octet-stream", bytes.NewReader(b.Bytes)) //nolint:noctx // loopback, in a test
+		resp, err := http.Post("http://"+r.addr+"/v2/"+repo+"/blobs/uploads/?digest="+b.Digest.String(), "application/octet-stream", bytes.NewReader(b.Bytes))
 		if err != nil || resp.StatusCode != http.StatusCreated {
 			r.t.Fatalf("push of a blob: %v %v", resp, err)
 		}
@@ -283,7 +283,7 @@ func TestModuleSpeaksTLS(t *testing.T) {
 	d := newDevice(t, map[string]any{"schemaVersion": "1.0", "mode": "ReadWrite"})
 	r := run(t, d, t.TempDir())
 	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM([]byte(d.TrustBundle())) {
+	if !pool.AppendCertsFromPEM(d.TrustBundle()) {
 		t.Fatal("the device has no trust bundle")
 	}
 	conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: pool, ServerName: "edge-l4"}}).DialContext(t.Context(), "tcp", r.tls)
