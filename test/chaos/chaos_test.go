@@ -170,17 +170,22 @@ func TestKill(t *testing.T) {
 	}
 	s := newSite(t, 1)
 	img := s.push(repo+":1", size, "big")
-	// A link that is slower than who reads from it, as links are: what a kill loses is what lies unread in the socket.
-	s.must(s.links[0].Set(linkproxy.Plan{BytesPerSecond: 10 * mib}))
-	for _, percent := range rounds {
-		reached := s.links[0].Reached(int64(size / 100 * percent))
-		s.must(s.layers[0].Start(s.ctx))
+	until := func(percent int) {
 		select {
-		case <-reached:
+		case <-s.links[0].Reached(int64(size / 100 * percent)):
 		case <-s.ctx.Done():
 			t.Fatal(context.Cause(s.ctx))
 		}
+	}
+	for _, percent := range rounds {
+		s.must(s.layers[0].Start(s.ctx))
+		until(percent - 1)
+		// What a kill loses is what lies unread in the socket: on a link that is slower than its reader, as links are, next
+		// to nothing.
+		s.must(s.links[0].Set(linkproxy.Plan{BytesPerSecond: mib}))
+		until(percent)
 		s.must(s.layers[0].Kill())
+		s.must(s.links[0].Set(linkproxy.Plan{}))
 	}
 	s.must(s.layers[0].Start(s.ctx))
 	s.wait(s.layers[0], 1)
