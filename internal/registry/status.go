@@ -83,10 +83,12 @@ type LoginServerCertificate struct {
 
 // OutboxStatus is what was pushed here and is not at the parent yet.
 type OutboxStatus struct {
-	Pending int       `json:"pending"`         // manifests
-	Bytes   int64     `json:"bytes"`           // that the parent lacks, as far as known
-	Oldest  time.Time `json:"oldest,omitzero"` // when the first of them was pushed
-	Error   string    `json:"error,omitempty"` // of the last attempt
+	Pending int       `json:"pending"`           // entries that wait
+	Expired int       `json:"expired,omitempty"` // entries older than messageTtl, kept
+	Refused int       `json:"refused,omitempty"` // entries that the parent refused for good, kept
+	Bytes   int64     `json:"bytes"`             // that the parent lacks, as far as known
+	Oldest  time.Time `json:"oldest,omitzero"`   // when the first of them was pushed
+	Error   string    `json:"error,omitempty"`   // of the last attempt
 }
 
 // StatusDetail is one thing that is wrong now, with ACR's fields.

@@ -1,0 +1,61 @@
+package registry
+
+import (
+	"context"
+	"time"
+)
+
+// OutboxAction is what a client did here and the parent has to learn.
+type OutboxAction string
+
+// The actions of the outbox. A push by digest and a push by tag are OutboxPush; Tag tells them apart.
+const (
+	OutboxPush   OutboxAction = "push"   // manifest, and the tag where there is one
+	OutboxUntag  OutboxAction = "untag"  // the tag went, its manifest stays
+	OutboxDelete OutboxAction = "delete" // the manifest went, with every tag that pointed at it
+)
+
+// OutboxState is where an entry stands.
+type OutboxState string
+
+// The states of an entry. Only a waiting one is tried; the others keep their content until somebody decides.
+const (
+	OutboxWaiting OutboxState = "waiting"
+	OutboxExpired OutboxState = "expired" // older than messageTtl
+	OutboxRefused OutboxState = "refused" // the parent said no for good: a lock, a scope, a permission, ReadOnly, a quota
+)
+
+// OutboxEntry is one acknowledged change that is not at the parent yet.
+type OutboxEntry struct {
+	Seq         uint64       `json:"seq"` // order of acknowledgement
+	Action      OutboxAction `json:"action"`
+	Repository  string       `json:"repository"`
+	Tag         string       `json:"tag,omitempty"`
+	Digest      Digest       `json:"digest,omitempty"`
+	MediaType   string       `json:"mediaType,omitempty"`
+	Base        Digest       `json:"base,omitempty"` // where the tag stood at the parent when it moved here; empty: nowhere
+	Principal   string       `json:"principal,omitempty"`
+	Time        time.Time    `json:"time"` // of the acknowledgement
+	State       OutboxState  `json:"state"`
+	Attempts    int          `json:"attempts"`
+	NextAttempt time.Time    `json:"nextAttempt,omitzero"`
+	Error       string       `json:"error,omitempty"` // of the last attempt
+}
+
+// Outbox is the queue of what climbs. Its rows are written in the transaction of the change that they tell of.
+type Outbox interface {
+	// OutboxEntries lists entries in order of Seq, from the one after "after" on, at most limit (1 to MaxPage).
+	OutboxEntries(ctx context.Context, after uint64, limit int) ([]OutboxEntry, error)
+	// OutboxDone removes an entry that the parent has answered for with the same digest. A tag that still stands where
+	// the entry put it counts as the parent's from now on. An entry that is gone already is no error.
+	OutboxDone(ctx context.Context, seq uint64) error
+	// OutboxLost removes an entry whose tag stays with the parent (conflict: parentWins): what was pushed here stays
+	// under its digest until the grace of garbage collection ends, the tag counts as the parent's and follows it.
+	OutboxLost(ctx context.Context, seq uint64) error
+	// OutboxNote keeps state, attempts, next attempt and error of an entry.
+	OutboxNote(ctx context.Context, e OutboxEntry) error
+	// OutboxChanged is closed when an entry was added, or made waiting again, after the call.
+	OutboxChanged() <-chan struct{}
+	// OutboxStatus sums up.
+	OutboxStatus(ctx context.Context) (OutboxStatus, error)
+}
