@@ -66,7 +66,7 @@ func (p *pullThrough) GetManifest(ctx context.Context, repo string, ref registry
 	if !isMiss(err) {
 		return m, err
 	}
-	return p.s.pulls.manifest(ctx, repo, ref, err)
+	return p.miss(ctx, repo, ref, err)
 }
 
 // ResolveManifest is GetManifest: a client that asks whether it is there asks for it next.
@@ -75,8 +75,18 @@ func (p *pullThrough) ResolveManifest(ctx context.Context, repo string, ref regi
 	if !isMiss(err) {
 		return d, err
 	}
-	m, err := p.s.pulls.manifest(ctx, repo, ref, err)
+	m, err := p.miss(ctx, repo, ref, err)
 	return m.Descriptor, err
+}
+
+// miss takes a miss to the parent, unless it is of a platform that is not in scope.
+func (p *pullThrough) miss(ctx context.Context, repo string, ref registry.Reference, miss error) (registry.Manifest, error) {
+	if ref.Digest != "" {
+		if err := p.s.unwanted(ctx, repo, ref.Digest); err != nil {
+			return registry.Manifest{}, err
+		}
+	}
+	return p.s.pulls.manifest(ctx, repo, ref, miss)
 }
 
 // GetBlob joins the transfer of a blob that is not here and reads it while it arrives.

@@ -12,12 +12,13 @@ import (
 
 var (
 	tagGlobPattern  = regexp.MustCompile(`^[A-Za-z0-9_.*?\[\]^-]{1,128}$`)
+	placeholder     = regexp.MustCompile(`^<[A-Za-z]`)
 	platformPattern = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9_.]+)?$`)
 )
 
 // ParseRule reads one rule of a group of repositories: repository[:tag][@platform]. The repository is a name, a name
-// and /* for everything below it, or * alone; the tag is a glob as of path.Match; the platform is
-// os/architecture[/variant].
+// and /* for everything below it, or * alone; the tag is a glob as of path.Match or a range of versions that begins with
+// one of = < > ~ ^; the platform is os/architecture[/variant].
 func ParseRule(s string) (registry.RepositoryRule, error) {
 	fail := func(reason string) (registry.RepositoryRule, error) {
 		return registry.RepositoryRule{}, fmt.Errorf("rule %q: %s", clip(s), reason)
@@ -25,11 +26,12 @@ func ParseRule(s string) (registry.RepositoryRule, error) {
 	if strings.Contains(s, "@sha256:") || strings.Contains(s, "@sha512:") {
 		return fail("a rule selects tags, not digests")
 	}
-	if strings.ContainsAny(s, "<>$") {
-		return fail("has a placeholder or a variable that was not replaced")
-	}
 	rest, platform, hasPlatform := strings.Cut(s, "@")
 	name, tag, hasTag := strings.Cut(rest, ":")
+	versions := registry.IsTagRange(tag) && !placeholder.MatchString(tag)
+	if strings.Contains(s, "$") || strings.ContainsAny(name+platform, "<>") || (!versions && strings.ContainsAny(tag, "<>")) {
+		return fail("has a placeholder or a variable that was not replaced")
+	}
 	rule := registry.RepositoryRule{Repository: name, Tag: tag, Platform: platform}
 	if strings.Contains(tag, "/") {
 		return fail("want a repository without the host of its registry")
@@ -37,9 +39,13 @@ func ParseRule(s string) (registry.RepositoryRule, error) {
 	if err := checkRepositoryPattern(name); err != nil {
 		return fail(err.Error())
 	}
-	if hasTag {
+	if versions {
+		if err := registry.CheckTagRange(tag); err != nil {
+			return fail("after the colon " + err.Error())
+		}
+	} else if hasTag {
 		if _, err := path.Match(tag, ""); err != nil || !tagGlobPattern.MatchString(tag) {
-			return fail("after the colon want a tag or a glob of tags, such as 1.* or v[0-9]*")
+			return fail("after the colon want a tag or a glob of tags, such as 1.* or v[0-9]*, or a range of versions, such as ~1.4 or >=1.2,<2")
 		}
 	}
 	if hasPlatform && !platformPattern.MatchString(platform) {

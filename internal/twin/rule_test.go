@@ -10,18 +10,20 @@ import (
 
 func TestParseRule(t *testing.T) {
 	good := map[string]registry.RepositoryRule{
-		"hello-world":                   {Repository: "hello-world"},
-		"acme/vision:1.*":               {Repository: "acme/vision", Tag: "1.*"},
-		"acme/vision:v[0-9]*":           {Repository: "acme/vision", Tag: "v[0-9]*"},
-		"acme/vision:[^l]*":             {Repository: "acme/vision", Tag: "[^l]*"},
-		"acme/plc-gw@linux/arm64":       {Repository: "acme/plc-gw", Platform: "linux/arm64"},
-		"acme/plc:1.0@linux/arm/v7":     {Repository: "acme/plc", Tag: "1.0", Platform: "linux/arm/v7"},
-		"acme/*":                        {Repository: "acme/*"},
-		"*":                             {Repository: "*"},
-		"*:latest@windows/amd64":        {Repository: "*", Tag: "latest", Platform: "windows/amd64"},
-		"acme/*:stable":                 {Repository: "acme/*", Tag: "stable"},
-		"a.b_c__d--e/f/g:T_a-g.1":       {Repository: "a.b_c__d--e/f/g", Tag: "T_a-g.1"},
-		"x:" + strings.Repeat("a", 128): {Repository: "x", Tag: strings.Repeat("a", 128)},
+		"hello-world":                          {Repository: "hello-world"},
+		"acme/vision:1.*":                      {Repository: "acme/vision", Tag: "1.*"},
+		"acme/vision:v[0-9]*":                  {Repository: "acme/vision", Tag: "v[0-9]*"},
+		"acme/vision:[^l]*":                    {Repository: "acme/vision", Tag: "[^l]*"},
+		"acme/plc-gw@linux/arm64":              {Repository: "acme/plc-gw", Platform: "linux/arm64"},
+		"acme/plc:1.0@linux/arm/v7":            {Repository: "acme/plc", Tag: "1.0", Platform: "linux/arm/v7"},
+		"acme/vision:~1.4":                     {Repository: "acme/vision", Tag: "~1.4"},
+		"acme/vision:>=1.2,<2||^3@linux/arm64": {Repository: "acme/vision", Tag: ">=1.2,<2||^3", Platform: "linux/arm64"},
+		"acme/*":                               {Repository: "acme/*"},
+		"*":                                    {Repository: "*"},
+		"*:latest@windows/amd64":               {Repository: "*", Tag: "latest", Platform: "windows/amd64"},
+		"acme/*:stable":                        {Repository: "acme/*", Tag: "stable"},
+		"a.b_c__d--e/f/g:T_a-g.1":              {Repository: "a.b_c__d--e/f/g", Tag: "T_a-g.1"},
+		"x:" + strings.Repeat("a", 128):        {Repository: "x", Tag: strings.Repeat("a", 128)},
 	}
 	for text, want := range good {
 		got, err := twin.ParseRule(text)
@@ -38,7 +40,7 @@ func TestParseRule(t *testing.T) {
 		"acme//x": "repository name", "acme/-x": "repository name", "acme/": "repository name",
 		"acme/x:": "tag or a glob", "acme/x:[": "tag or a glob", "acme/x:a,b": "tag or a glob", "acme/x:" + strings.Repeat("a", 129): "tag or a glob", "acme/x:1:2": "tag or a glob", `acme/x:a\b`: "tag or a glob",
 		"acme/x@": "platform", "acme/x@arm64": "platform", "acme/x@linux/": "platform", "acme/x@Linux/arm64": "platform", "acme/x@a/b/c/d": "platform",
-		"acme/x@sha256:" + hexSum: "not digests", "edge:5000/acme/x": "without the host", "acme/<name>": "not replaced", "$REG/acme": "not replaced",
+		"acme/x@sha256:" + hexSum: "not digests", "edge:5000/acme/x": "without the host", "acme/<name>": "not replaced", "acme/x:<tag>": "not replaced", "acme/x:1.<n>": "not replaced", "acme/x:^": "range of versions", "acme/x:>=1.2,": "version is missing", "acme/x:~a1": "no range", "$REG/acme": "not replaced",
 		strings.Repeat("a", 256): "at most 255", strings.Repeat("a", 256) + "/*": "too long",
 	}
 	for text, want := range bad {
