@@ -18,11 +18,14 @@ const (
 // OutboxState is where an entry stands.
 type OutboxState string
 
-// The states of an entry. Only a waiting one is tried; the others keep their content until somebody decides.
+// The states of an entry. A waiting one is tried. A delivered one counts as waiting everywhere: the parent has answered
+// for it with the same digest, and is asked once more before the entry goes, because not every registry has on disk what
+// it answers for. The others keep their content until somebody decides.
 const (
-	OutboxWaiting OutboxState = "waiting"
-	OutboxExpired OutboxState = "expired" // older than messageTtl
-	OutboxRefused OutboxState = "refused" // the parent said no for good: a lock, a scope, a permission, ReadOnly, a quota
+	OutboxWaiting   OutboxState = "waiting"
+	OutboxDelivered OutboxState = "delivered"
+	OutboxExpired   OutboxState = "expired" // older than messageTtl
+	OutboxRefused   OutboxState = "refused" // the parent said no for good: a lock, a scope, a permission, a quota
 )
 
 // OutboxEntry is one acknowledged change that is not at the parent yet.
@@ -39,6 +42,7 @@ type OutboxEntry struct {
 	State       OutboxState  `json:"state"`
 	Attempts    int          `json:"attempts"`
 	NextAttempt time.Time    `json:"nextAttempt,omitzero"`
+	Requeued    time.Time    `json:"requeued,omitzero"` // when somebody made it waiting again; messageTtl counts from here then
 	Error       string       `json:"error,omitempty"` // of the last attempt
 }
 
@@ -52,7 +56,7 @@ type Outbox interface {
 	// OutboxLost removes an entry whose tag stays with the parent (conflict: parentWins): what was pushed here stays
 	// under its digest until the grace of garbage collection ends, the tag counts as the parent's and follows it.
 	OutboxLost(ctx context.Context, seq uint64) error
-	// OutboxNote keeps state, attempts, next attempt and error of an entry.
+	// OutboxNote keeps state, attempts, next attempt, requeued and error of an entry. One that is gone is no error.
 	OutboxNote(ctx context.Context, e OutboxEntry) error
 	// OutboxChanged is closed when an entry was added, or made waiting again, after the call.
 	OutboxChanged() <-chan struct{}
