@@ -154,6 +154,7 @@ func (m *Module) newParent(c registry.Config) (*upstream.Parent, error) {
 	} else if conn.SyncTokenName != "" {
 		m.log.Warn("the connection string is for another parent; its credential is not sent to this one", "parent", c.Parent.GatewayEndpoint)
 	}
+	o.Transport.Rand = m.o.Rand
 	o.Transport.Dial, o.Transport.Timeouts, o.Transport.RootCAs, o.Transport.Proxy = m.o.Dial, m.o.Timeouts, m.parentRoots, m.proxyFor(c.Parent.GatewayEndpoint)
 	return upstream.New(o)
 }

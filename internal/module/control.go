@@ -43,17 +43,7 @@ func withSocket(dataDir string, do func(path string) error) error {
 // control serves the control socket. The data volume is locked by this process, so a socket that is there already is
 // one that a killed process left.
 func (m *Module) control(ctx context.Context) {
-	var ln net.Listener
-	err := withSocket(m.dataDir, func(path string) error {
-		if err := os.Remove(filepath.Join(m.dataDir, socketName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		var err error
-		if ln, err = (&net.ListenConfig{}).Listen(ctx, "unix", path); err != nil {
-			return err
-		}
-		return os.Chmod(filepath.Join(m.dataDir, socketName), 0o600)
-	})
+	ln, err := m.o.ListenControl(ctx)
 	if err != nil {
 		m.log.Error("no control socket: the operator's commands will not reach this process", "error", err)
 		return
@@ -68,6 +58,22 @@ func (m *Module) control(ctx context.Context) {
 		m.log.Error("control socket", "error", err)
 	}
 	_ = os.Remove(filepath.Join(m.dataDir, socketName)) // a stopped process has none
+}
+
+// listenControl opens the socket in the data volume, for its owner alone.
+func (m *Module) listenControl(ctx context.Context) (ln net.Listener, err error) {
+	name := filepath.Join(m.dataDir, socketName)
+	err = withSocket(m.dataDir, func(path string) error {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		var err error
+		if ln, err = (&net.ListenConfig{}).Listen(ctx, "unix", path); err != nil {
+			return err
+		}
+		return os.Chmod(name, 0o600)
+	})
+	return ln, err
 }
 
 // Control asks the module that runs on the data volume. An answer of an error is returned as the *registry.Error that

@@ -19,7 +19,7 @@ const (
 
 // newEdgeHub makes the module twin's source, or nil where there is no IoT Edge or a configuration file takes its place.
 func (m *Module) newEdgeHub(last twin.Record) *twin.EdgeHub {
-	if m.work == nil || m.o.ConfigFile != "" {
+	if m.work == nil || m.o.ConfigFile != "" || m.o.Source != nil {
 		return nil
 	}
 	m.reporter = twin.NewReporter(func(ctx context.Context, p map[string]any) error { return m.hub.Report(ctx, p) }, twin.ReporterOptions{Log: m.log})
@@ -33,6 +33,8 @@ func (m *Module) newEdgeHub(last twin.Record) *twin.EdgeHub {
 func (m *Module) watch(ctx context.Context) {
 	var source twin.Source
 	switch {
+	case m.o.Source != nil:
+		source = m.o.Source
 	case m.o.ConfigFile != "":
 		source = twin.NewFile(m.o.ConfigFile, twin.FileOptions{Log: m.log})
 	case m.hub != nil:

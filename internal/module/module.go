@@ -61,7 +61,16 @@ type Options struct {
 
 	// Ready is called with the address of the service listener once requests are answered from the store.
 	Ready func(addr string)
-	// ListenConfig and Dial are the network; nil is the machine's.
+	// Clock and Rand (0 <= x < 1, for jitter) are the time and the chance; nil is the machine's.
+	Clock clock.Clock
+	Rand  func() float64
+	// OpenStore opens the data volume; nil is store.Open. It may add a file system to the options.
+	OpenStore func(ctx context.Context, dir string, o store.Options) (*store.Store, error)
+	// Source brings the configuration in place of ConfigFile and of the module twin.
+	Source twin.Source
+	// ListenControl makes the operator's listener; nil is a socket in the data volume.
+	ListenControl func(ctx context.Context) (net.Listener, error)
+	// ListenNet and Dial are the network; nil is the machine's.
 	ListenNet func(ctx context.Context, network, addr string) (net.Listener, error)
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error)
 	// DialEdgeHub is how edgeHub is reached; nil is the machine's network.
@@ -156,10 +165,19 @@ func newModule(o Options) *Module {
 	if o.Lookup == nil {
 		o.Lookup = func(string) (string, bool) { return "", false }
 	}
+	if o.Clock == nil {
+		o.Clock = clock.System()
+	}
+	if o.OpenStore == nil {
+		o.OpenStore = store.Open
+	}
 	m := &Module{
-		o: o, log: o.Logger, clock: clock.NewFloored(clock.System(), o.Built),
+		o: o, log: o.Logger, clock: clock.NewFloored(o.Clock, o.Built),
 		closing: make(chan struct{}), opened: make(chan struct{}), gcChanged: make(chan struct{}, 1), tellChanged: make(chan struct{}, 1),
 		details: map[string]registry.StatusDetail{}, config: twin.Defaults(),
+	}
+	if o.ListenControl == nil {
+		m.o.ListenControl = m.listenControl
 	}
 	m.env, m.envErrs = twin.FromEnvironment(o.Lookup)
 	m.dataDir = o.DataDir
@@ -249,7 +267,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 		}
 	}()
 	m.syncer = syncer.New(ctx, m.store, syncer.Options{
-		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log, Patience: m.o.Patience,
+		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log, Rand: m.o.Rand, Patience: m.o.Patience,
 	})
 	m.loadActivation(ctx)
 	record := m.lastRecord(ctx)
@@ -279,7 +297,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 // open tries until the data volume is open; the reason for each failure is shown to clients and in the status.
 func (m *Module) open(ctx context.Context) error {
 	for pause := reopenFloor; ; pause = min(2*pause, reopenCap) {
-		s, err := store.Open(ctx, m.dataDir, store.Options{Clock: m.clock, Logger: m.log})
+		s, err := m.o.OpenStore(ctx, m.dataDir, store.Options{Clock: m.clock, Logger: m.log})
 		if err == nil {
 			m.store = s
 			m.clear("storage")

@@ -3,7 +3,6 @@ package store
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -205,7 +204,7 @@ func (s *Store) writeTemp(body []byte) (File, string, error) {
 	if err := s.room(int64(len(body))); err != nil {
 		return nil, "", err
 	}
-	path := s.path(dirUploads, s.tempPrefix+randomID())
+	path := s.path(dirUploads, s.tempPrefix+s.randomID())
 	f, err := s.fs.Create(path)
 	if err != nil {
 		return nil, "", diskError(err)
@@ -228,9 +227,9 @@ func writeFull(f File, p []byte, offset int64) (int, error) {
 }
 
 // randomID returns 128 random bits in hex.
-func randomID() string {
+func (s *Store) randomID() string {
 	b := make([]byte, 16)
-	_, _ = rand.Read(b) // never fails, as its documentation says
+	_, _ = io.ReadFull(s.opts.Rand, b) // crypto/rand's never fails, as its documentation says
 	return hex.EncodeToString(b)
 }
 

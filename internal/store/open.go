@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,6 +52,9 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
 	if o.LockTimeout <= 0 {
 		o.LockTimeout = defaultLockTimeout
 	}
@@ -69,7 +71,7 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		dir: abs, fs: o.FS, clock: o.Clock, log: o.Logger, opts: o, cache: newCache(o.CacheBytes), uptime: o.uptime,
 		changed: make(chan struct{}), partials: map[registry.Digest]*partial{}, uploads: map[string]*session{},
 	}
-	s.tempPrefix = tempPrefix + randomID()[:8] + "-"
+	s.tempPrefix = tempPrefix + s.randomID()[:8] + "-"
 	s.limits.reserve.Store(o.ReserveBytes)
 	if err := s.prepare(); err != nil {
 		return nil, s.openError(err)
@@ -337,17 +339,16 @@ func (s *Store) setAside() error {
 
 // openBolt hands the locked file to bbolt and brings its schema up to date. It owns f. Errors: errDamaged.
 func (s *Store) openBolt(f *os.File, is indexState) error {
-	id := make([]byte, 16)
-	_, _ = rand.Read(id) // never fails, as its documentation says
+	id := s.randomID()
 	err := guard(func() (err error) {
 		if s.db, err = bbolt.Open(s.path(indexName), 0o600, boltOptions(f, s.opts.LockTimeout)); err != nil {
 			return err
 		}
-		if err := migrate(s.db, hex.EncodeToString(id), s.dir, s.opts.migrations); err != nil {
+		if err := migrate(s.db, id, s.dir, s.opts.migrations); err != nil {
 			return err
 		}
 		if is.restored {
-			if err := renew(s.db, hex.EncodeToString(id)); err != nil {
+			if err := renew(s.db, id); err != nil {
 				return err
 			}
 		}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -35,6 +36,7 @@ const (
 type Options struct {
 	FS           FS            // nil is OSFS
 	Clock        clock.Clock   // nil is the system's
+	Rand         io.Reader     // of names and ids; it must not fail; nil is crypto/rand's
 	Logger       *slog.Logger  // nil discards
 	LockTimeout  time.Duration // how long Open waits for another process to leave the volume; 0 is one second
 	ReserveBytes int64         // new content is refused when it would leave less than this free on the volume; see SetLimits

@@ -61,7 +61,7 @@ func (s *Store) StartUpload(ctx context.Context, repo string) (registry.Upload, 
 		return nil, err
 	}
 	ses := &session{
-		id: randomID(), hash: newRunning("sha256"), busy: true,
+		id: s.randomID(), hash: newRunning("sha256"), busy: true,
 		owner: sidecar{Repository: repo, Principal: registry.PrincipalFrom(ctx).Name, StartedAt: s.clock.Now().UTC()},
 	}
 	s.uploadsMu.Lock()
@@ -110,7 +110,7 @@ func (s *Store) forget(id string) {
 	delete(s.uploads, id)
 }
 
-// isID reports whether a text is an id that randomID made; it becomes a file name.
+// isID reports whether a text is an id that randomID makes; it becomes a file name.
 func isID(id string) bool {
 	b, err := hex.DecodeString(id)
 	return err == nil && len(b) == 16 && strings.ToLower(id) == id
