@@ -2,6 +2,7 @@ package acr
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -16,7 +17,11 @@ func (s *server) patch(w http.ResponseWriter, r *http.Request, req request, ref 
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxPatch)).Decode(&body); err != nil {
 		return badRequest("the body is no JSON object with deleteEnabled, writeEnabled, readEnabled or listEnabled as true or false")
 	}
-	return s.store.SetAttributes(r.Context(), req.repo, ref, body.change())
+	err := s.store.SetAttributes(r.Context(), req.repo, ref, body.change())
+	s.audit.Audit(r.Context(), registry.AuditRecord{
+		Category: registry.AuditContent, Operation: "change", Repository: req.repo, Tag: ref.Tag, Digest: ref.Digest, Detail: body.text(),
+	}.End(err))
+	return err
 }
 
 func (s *server) patchRepository(w http.ResponseWriter, r *http.Request, req request) (answer, error) {
@@ -50,6 +55,10 @@ func (s *server) deleteTag(_ http.ResponseWriter, r *http.Request, req request) 
 
 func (s *server) deleteRepository(_ http.ResponseWriter, r *http.Request, req request) (answer, error) {
 	manifests, tags, err := s.store.DeleteRepository(r.Context(), req.repo)
+	s.audit.Audit(r.Context(), registry.AuditRecord{
+		Category: registry.AuditContent, Operation: "deleteRepository", Repository: req.repo,
+		Detail: fmt.Sprintf("%d manifests, %d tags", len(manifests), len(tags)),
+	}.End(err))
 	if err != nil {
 		return answer{}, err
 	}

@@ -1,6 +1,7 @@
 package acr
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -21,10 +22,10 @@ func attributesOf(a registry.Attributes) attributesJSON {
 
 // patchJSON is the body of a change of attributes; what is absent or null stays.
 type patchJSON struct {
-	DeleteEnabled *bool `json:"deleteEnabled"`
-	WriteEnabled  *bool `json:"writeEnabled"`
-	ReadEnabled   *bool `json:"readEnabled"`
-	ListEnabled   *bool `json:"listEnabled"`
+	DeleteEnabled *bool `json:"deleteEnabled,omitempty"`
+	WriteEnabled  *bool `json:"writeEnabled,omitempty"`
+	ReadEnabled   *bool `json:"readEnabled,omitempty"`
+	ListEnabled   *bool `json:"listEnabled,omitempty"`
 }
 
 func (p patchJSON) change() registry.AttributeChange {
@@ -36,6 +37,15 @@ func (p patchJSON) change() registry.AttributeChange {
 		return &n
 	}
 	return registry.AttributeChange{NoDelete: not(p.DeleteEnabled), NoWrite: not(p.WriteEnabled), NoRead: not(p.ReadEnabled), NoList: not(p.ListEnabled)}
+}
+
+// text is the change for the audit log.
+func (p patchJSON) text() string {
+	raw, err := json.Marshal(p)
+	if err != nil {
+		return err.Error()
+	}
+	return string(raw)
 }
 
 type catalogJSON struct {

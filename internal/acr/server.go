@@ -60,6 +60,7 @@ type Access interface {
 type Options struct {
 	Mode   func() registry.Mode // nil is ReadOnly: attributes and repositories are not changed
 	Logger *slog.Logger         // nil discards
+	Audit  registry.Auditor     // of locks and of repositories that are deleted; nil keeps nothing
 }
 
 type server struct {
@@ -68,18 +69,22 @@ type server struct {
 	access  Access
 	mode    func() registry.Mode
 	logger  *slog.Logger
+	audit   registry.Auditor
 
 	platforms platforms
 }
 
 // New returns the handler of everything below Path. It is mounted without a mux that cleans paths or redirects.
 func New(content Content, store Store, access Access, o Options) http.Handler {
-	s := &server{content: content, store: store, access: access, mode: o.Mode, logger: o.Logger}
+	s := &server{content: content, store: store, access: access, mode: o.Mode, logger: o.Logger, audit: o.Audit}
 	if s.mode == nil {
 		s.mode = func() registry.Mode { return registry.ReadOnly }
 	}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
+	}
+	if s.audit == nil {
+		s.audit = registry.NoAudit{}
 	}
 	return s
 }

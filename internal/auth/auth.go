@@ -36,12 +36,19 @@ type Options struct {
 	TokenLife       time.Duration // of access tokens, 5 to 75 minutes; 0 is 30 minutes
 	Clock           clock.Clock   // for the expiry of passwords and tokens; nil is the machine's
 	Logger          *slog.Logger  // nil discards
+	// Audit keeps who signed in, who could not, and what was not permitted; nil keeps nothing.
+	Audit registry.Auditor
+	// Logins is called for each request with credentials, with one of registry's results; nil for nobody.
+	Logins func(result string)
 }
 
 // Authenticator holds the tokens that are in force. It is safe for concurrent use.
 type Authenticator struct {
 	clock     clock.Clock
 	logger    *slog.Logger
+	audit     registry.Auditor
+	counter   func(result string)
+	logins    logins
 	anonymous Identity
 
 	bearerChallenge bool
@@ -53,7 +60,10 @@ type Authenticator struct {
 
 // New returns an Authenticator without tokens.
 func New(o Options) *Authenticator {
-	a := &Authenticator{clock: o.Clock, logger: o.Logger, admits: o.AnonymousPull || o.AnonymousPush, bearerChallenge: o.BearerChallenge}
+	a := &Authenticator{
+		clock: o.Clock, logger: o.Logger, audit: o.Audit, counter: o.Logins,
+		admits: o.AnonymousPull || o.AnonymousPush, bearerChallenge: o.BearerChallenge,
+	}
 	a.life = min(max(o.TokenLife, minLife), maxLife)
 	if o.TokenLife == 0 {
 		a.life = defaultLife
@@ -63,6 +73,9 @@ func New(o Options) *Authenticator {
 	}
 	if a.logger == nil {
 		a.logger = slog.New(slog.DiscardHandler)
+	}
+	if a.audit == nil {
+		a.audit = registry.NoAudit{}
 	}
 	grant := func(actions ...registry.Action) {
 		for _, action := range actions {
@@ -168,7 +181,11 @@ func (a *Authenticator) Enter(r *http.Request) (context.Context, error) {
 	if err != nil {
 		return nil, err
 	}
-	return registry.WithPrincipal(context.WithValue(r.Context(), identityKey{}, i), i.principal), nil
+	ctx := registry.WithPrincipal(context.WithValue(r.Context(), identityKey{}, i), i.principal)
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		ctx = registry.WithOrigin(ctx, registry.RequestOrigin(r)) // for the audit log, which tells of changes
+	}
+	return ctx, nil
 }
 
 // Check returns nil when whom ctx acts for may do the action on the repository. registry.CatalogList needs no permission,
@@ -188,9 +205,11 @@ func (a *Authenticator) Check(ctx context.Context, repo string, action registry.
 		if list {
 			kind, repo = typeRegistry, "catalog"
 		}
-		return registry.ErrUnauthorized.WithDetail([]map[string]string{{"Type": kind, "Name": repo, "Action": string(action)}})
+		err := registry.ErrUnauthorized.WithDetail([]map[string]string{{"Type": kind, "Name": repo, "Action": string(action)}})
+		a.denied(ctx, repo, action, err)
+		return err
 	}
-	a.logger.Info("denied", "token", i.principal.Name, "repository", repo, "action", string(action))
+	a.denied(ctx, repo, action, errScopes)
 	return errScopes
 }
 

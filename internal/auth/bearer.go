@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -81,14 +82,14 @@ func (a *Authenticator) issue(ctx context.Context, i Identity, use string, acces
 
 // bearer returns whom an access token speaks for, with what the scope map permits now and no more than what the token
 // is for. Errors: UNAUTHORIZED.
-func (a *Authenticator) bearer(text string) (Identity, error) {
-	return a.verify(text, useAccess)
+func (a *Authenticator) bearer(r *http.Request, text string) (Identity, error) {
+	return a.verify(r, text, useAccess)
 }
 
-func (a *Authenticator) verify(text, use string) (Identity, error) {
+func (a *Authenticator) verify(r *http.Request, text, use string) (Identity, error) {
 	i, err := a.check(text, use)
 	if err != nil {
-		a.logger.Info("authentication failed: the token is not accepted", "use", use, "error", err)
+		a.refused(r, "", use+": "+err.Error())
 		return Identity{}, errToken
 	}
 	return i, nil

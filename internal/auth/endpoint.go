@@ -115,13 +115,13 @@ func (a *Authenticator) postToken(r *http.Request) (tokenAnswer, error) {
 			}
 			return a.answer(r, a.anonymous, form["scope"], false)
 		}
-		i, err := a.login(strings.ToLower(form.Get("username")), form.Get("password"))
+		i, err := a.login(r, strings.ToLower(form.Get("username")), form.Get("password"))
 		if err != nil {
 			return tokenAnswer{}, err
 		}
 		return a.answer(r, i, form["scope"], offline)
 	case useRefresh:
-		i, err := a.verify(form.Get("refresh_token"), useRefresh)
+		i, err := a.verify(r, form.Get("refresh_token"), useRefresh)
 		if err != nil {
 			return tokenAnswer{}, err
 		}
@@ -142,7 +142,7 @@ func (a *Authenticator) exchange(r *http.Request) (tokenAnswer, error) {
 	default:
 		return tokenAnswer{}, badRequest("grant_type %.40q: want access_token or refresh_token", grant)
 	}
-	i, err := a.verify(text, useRefresh)
+	i, err := a.verify(r, text, useRefresh)
 	if err != nil {
 		return tokenAnswer{}, errExchange
 	}

@@ -50,17 +50,17 @@ func (a *Authenticator) Authenticate(r *http.Request) (Identity, error) {
 		return Identity{}, registry.ErrUnauthorized.WithMessage("more than one Authorization header")
 	}
 	if text, ok := cutScheme(headers[0], "Bearer"); ok {
-		return a.bearer(text)
+		return a.bearer(r, text)
 	}
 	user, password, ok := r.BasicAuth()
 	if !ok {
 		return Identity{}, registry.ErrUnauthorized.WithMessage("the Authorization header is neither Basic with a token's name and password nor Bearer with an access token")
 	}
-	return a.login(strings.ToLower(user), password)
+	return a.login(r, strings.ToLower(user), password)
 }
 
 // login takes the same time for every name and password: it always hashes once and compares with all slots.
-func (a *Authenticator) login(name, password string) (Identity, error) {
+func (a *Authenticator) login(r *http.Request, name, password string) (Identity, error) {
 	t, known := (*a.tokens.Load())[name]
 	sum := sha256.Sum256([]byte(password))
 	now := a.clock.Now()
@@ -75,16 +75,20 @@ func (a *Authenticator) login(name, password string) (Identity, error) {
 	}
 	// Only who has a right password gets to know more than that it did not work.
 	switch {
-	case !known || matched == 0:
-		a.logger.Info("authentication failed", "token", name, "known", known)
+	case !known:
+		a.refused(r, name, "there is no such token")
+		return Identity{}, errPassword
+	case matched == 0:
+		a.refused(r, name, "wrong password")
 		return Identity{}, errPassword
 	case !t.enabled:
-		a.logger.Info("authentication failed: the token is disabled", "token", name)
+		a.refused(r, name, "the token is disabled")
 		return Identity{}, registry.ErrUnauthorized.WithMessage("token %q is disabled", name)
 	case valid == 0:
-		a.logger.Info("authentication failed: the password has expired", "token", name)
+		a.refused(r, name, "the password has expired")
 		return Identity{}, registry.ErrUnauthorized.WithMessage("the password of token %q has expired: generate a new one", name)
 	}
+	a.signedIn(r, name)
 	return Identity{principal: registry.Principal{Name: name}, permissions: t.permissions, credential: t.fingerprints[slot]}, nil
 }
 

@@ -37,6 +37,12 @@ func (m *Module) take(ctx context.Context, from string, doc twin.Document) {
 	for _, e := range errs {
 		m.log.Error("configuration: the section keeps its old value", "source", m.sourceName(from), "path", e.Path, "error", e.Message)
 	}
+	on := config.Logging.AuditLogStatus == enabled
+	if on { // a document that switches the log on is in it, and so is one that switches it off
+		m.audit.Enable(ctx, true)
+	}
+	m.auditConfiguration(ctx, m.sourceName(from), doc, errs)
+	m.audit.Enable(ctx, on)
 	m.apply(config, registry.ConfigStatus{Source: from, Applied: m.clock.Now(), Errors: errs})
 	m.acknowledge(doc, config, errs)
 	if len(errs) == 0 {
@@ -185,6 +191,7 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 			out.StatusDetails = append(out.StatusDetails, d)
 		}
 	}
+	out.StatusDetails = append(out.StatusDetails, m.auditTrouble()...)
 	invalid := func(where string, errs []registry.FieldError) {
 		for _, e := range errs {
 			out.StatusDetails = append(out.StatusDetails, registry.StatusDetail{

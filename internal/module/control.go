@@ -52,6 +52,7 @@ func (m *Module) control(ctx context.Context) {
 	mux.HandleFunc("GET /status", m.writeStatus)
 	mux.HandleFunc("POST /methods/{name}", m.serveMethod)
 	server := transport.NewServer(mux, transport.ServerOptions{Logger: m.log})
+	server.ConnContext = controlOrigin
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	if err := server.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {

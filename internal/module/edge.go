@@ -72,7 +72,7 @@ func (m *Module) report(ctx context.Context) {
 
 // directMethod answers a direct method of IoT Hub: 200 and the answer, or the status and body of the error.
 func (m *Module) directMethod(ctx context.Context, name string, payload []byte) (int, []byte) {
-	out, err := m.Invoke(ctx, name, payload)
+	out, err := m.Invoke(registry.WithOrigin(ctx, "IoT Hub"), name, payload)
 	if err != nil {
 		e := registry.AsError(err)
 		return e.HTTPStatus(), e.Body()

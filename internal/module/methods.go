@@ -46,7 +46,9 @@ func (m *Module) Invoke(ctx context.Context, name string, payload []byte) (any, 
 			return nil, registry.ErrUnavailable.WithMessage("the data volume is not open yet")
 		}
 	}
-	return f(m, ctx, payload)
+	out, err := f(m, ctx, payload)
+	m.auditMethod(ctx, name, err)
+	return out, err
 }
 
 // parsePayload reads a method's payload; nothing and null stand for the zero value.

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/store"
 	"github.com/connected-registry/connected-registry/internal/syncer"
+	"github.com/connected-registry/connected-registry/internal/telemetry"
 	"github.com/connected-registry/connected-registry/internal/transport"
 	"github.com/connected-registry/connected-registry/internal/twin"
 	"github.com/connected-registry/connected-registry/internal/upstream"
@@ -100,6 +102,9 @@ type Module struct {
 	syncer  *syncer.Syncer               // valid after opened
 	hub     *twin.EdgeHub                // valid after opened; nil without a module twin
 	auth    *auth.Authenticator
+	audit   *telemetry.AuditLog
+	metrics *telemetry.Metrics
+	uptime  func() time.Duration
 	mode    atomic.Value // registry.Mode
 
 	reporter *twin.Reporter // with hub
@@ -207,7 +212,15 @@ func newModule(o Options) *Module {
 		}
 	}
 	m.mode.Store(m.config.Mode)
-	m.auth = auth.New(auth.Options{Clock: m.clock, AnonymousPull: o.AnonymousPull || o.AnonymousPush, AnonymousPush: o.AnonymousPush, BearerChallenge: o.BearerChallenge})
+	m.uptime = clock.Stopwatch()
+	m.audit = telemetry.NewAuditLog(telemetry.AuditOptions{Now: m.clock.Now, Logger: m.log})
+	m.metrics = telemetry.NewMetrics(telemetry.MetricsOptions{
+		Status: func() registry.Status { return m.scrapeStatus(context.Background()) }, Audit: m.audit, Logger: m.log,
+	})
+	m.auth = auth.New(auth.Options{
+		Clock: m.clock, Audit: m.audit, Logins: m.metrics.Login, Logger: m.log,
+		AnonymousPull: o.AnonymousPull || o.AnonymousPush, AnonymousPush: o.AnonymousPush, BearerChallenge: o.BearerChallenge,
+	})
 	return m
 }
 
@@ -272,6 +285,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 	m.loadActivation(ctx)
 	record := m.lastRecord(ctx)
 	m.restore(record)
+	m.startAudit(ctx, m.config.Logging.AuditLogStatus == enabled)
 	m.hub = m.newEdgeHub(record)
 	handler := m.routes(ctx)
 	m.handler.Store(&handler)
@@ -280,6 +294,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 		m.o.Ready(addr)
 	}
 	var group sync.WaitGroup
+	group.Go(func() { m.audit.Run(ctx, filepath.Join(m.dataDir, auditDir)) })
 	group.Go(func() { m.syncer.Run(ctx) })
 	group.Go(func() { m.collect(ctx) })
 	group.Go(func() { m.maintain(ctx) })

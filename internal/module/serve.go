@@ -35,10 +35,11 @@ func (m *Module) routes(ctx context.Context) http.Handler {
 	m.auth.Open(ctx, m.store)
 	mode := func() registry.Mode { return m.mode.Load().(registry.Mode) }
 	content := filter.Scoped(filter.Locked(filter.Switch(mode, m.syncer.PullThrough(m.store)), m.store), m.auth.MayList)
-	azure := acr.New(content, m.store, m.auth, acr.Options{Mode: mode, Logger: m.log})
-	tokens := m.auth.TokenHandler()
-	v2 := distribution.New(content, m.auth, distribution.Options{Holders: m.store.BlobHolders, Logger: m.log})
-	layers := gateway.New(m.store, m.auth, gateway.Options{Info: m.info, Closing: m.closing, Logger: m.log})
+	content = filter.Audited(content, m.audit)
+	azure := m.metered("acr", acr.New(content, m.store, m.auth, acr.Options{Mode: mode, Logger: m.log, Audit: m.audit}))
+	tokens := m.metered("token", m.auth.TokenHandler())
+	v2 := m.metered("v2", distribution.New(content, m.auth, distribution.Options{Holders: m.store.BlobHolders, Logger: m.log}))
+	layers := m.metered("gateway", gateway.New(m.store, m.auth, gateway.Options{Info: m.info, Closing: m.closing, Logger: m.log}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case strings.HasPrefix(r.URL.Path, registry.LayerPath):
@@ -77,6 +78,7 @@ func (m *Module) management() http.Handler {
 		_, _ = w.Write([]byte("ready\n"))
 	})
 	mux.HandleFunc("GET /status", m.writeStatus)
+	mux.Handle("GET /metrics", m.metrics.Handler())
 	return mux
 }
 

@@ -1,0 +1,230 @@
+package telemetry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+const (
+	// maxQueue bounds the lines that wait for a disk that does not take them, in bytes.
+	maxQueue = 1 << 20
+	// batch is the shortest time between two syncs of the file: what a power cut can take is what was written since the
+	// last one.
+	batch = 250 * time.Millisecond
+	// retryPause is the pause after the disk did not take a batch.
+	retryPause = 5 * time.Second
+)
+
+// AuditOptions of a log; the zero value works.
+type AuditOptions struct {
+	Now      func() time.Time // of the records; nil leaves the time out
+	Logger   *slog.Logger
+	MaxBytes int64 // of one file; 0 is 4 MiB
+	Keep     int   // files that are kept beside the one that is written; 0 is 7
+
+	open func(path string) (file, error) // tests
+}
+
+// AuditLog writes records as JSON lines with sequence numbers, into files that are rotated and bounded. Audit never waits
+// for the disk: a goroutine writes at once and syncs in batches. It is safe for concurrent use, and a nil *AuditLog
+// keeps nothing.
+type AuditLog struct {
+	o    AuditOptions
+	log  *slog.Logger
+	wake chan struct{}
+
+	mu      sync.Mutex
+	enabled bool
+	live    bool // sequence numbers are known
+	seq     uint64
+	queue   bytes.Buffer
+	lost    uint64 // not in the queue because it was full
+	failure error  // of the last batch
+}
+
+// NewAuditLog returns a log that keeps nothing until Enable, and writes nothing until Run.
+func NewAuditLog(o AuditOptions) *AuditLog {
+	if o.Now == nil {
+		o.Now = func() time.Time { return time.Time{} }
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MaxBytes <= 0 {
+		o.MaxBytes = 4 << 20
+	}
+	if o.Keep <= 0 {
+		o.Keep = 7
+	}
+	if o.open == nil {
+		o.open = openFile
+	}
+	return &AuditLog{o: o, log: o.Logger, wake: make(chan struct{}, 1)}
+}
+
+// Enable switches the log; both are written to it, so that the log says when it was off.
+func (a *AuditLog) Enable(ctx context.Context, on bool) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	was := a.enabled
+	a.enabled = a.enabled || on
+	a.mu.Unlock()
+	if was == on {
+		return
+	}
+	operation := map[bool]string{true: "enabled", false: "disabled"}[on]
+	a.Audit(ctx, registry.AuditRecord{Category: registry.AuditLog, Operation: operation, Result: registry.AuditSuccess})
+	a.mu.Lock()
+	a.enabled = on
+	a.mu.Unlock()
+}
+
+// Audit implements registry.Auditor.
+func (a *AuditLog) Audit(ctx context.Context, r registry.AuditRecord) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.enabled {
+		return
+	}
+	if !a.live {
+		a.lost++
+		return
+	}
+	if r.Principal == "" {
+		r.Principal = registry.PrincipalFrom(ctx).Name
+	}
+	if r.From == "" {
+		r.From = registry.OriginFrom(ctx)
+	}
+	a.add(r)
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// add queues a record. The caller holds the lock.
+func (a *AuditLog) add(r registry.AuditRecord) {
+	a.seq++
+	r.Seq, r.Time = a.seq, a.o.Now().UTC()
+	line, err := json.Marshal(r)
+	if err != nil || a.queue.Len()+len(line) >= maxQueue {
+		a.lost++
+		return
+	}
+	a.queue.Write(line)
+	a.queue.WriteByte('\n')
+}
+
+// Trouble returns why the log cannot be written now, and how many records were lost by that; nil when all is well.
+func (a *AuditLog) Trouble() (lost uint64, err error) {
+	if a == nil {
+		return 0, nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.lost, a.failure
+}
+
+// Open reads where an earlier process ended, so that records get numbers from now on. Run tries again where it fails.
+func (a *AuditLog) Open(dir string) error {
+	seq, err := recoverDir(dir)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.failure = err
+	if err == nil && !a.live {
+		a.live, a.seq = true, seq
+	}
+	return err
+}
+
+// Run writes to files in dir until ctx ends, and then what is left. Lines are written at once, so that they survive the
+// process, and synced in batches, so that all but the last batch survive a power cut.
+func (a *AuditLog) Run(ctx context.Context, dir string) {
+	w := &writer{dir: dir, o: a.o}
+	timer := time.NewTimer(0) // the first round opens what Open could not
+	defer timer.Stop()
+	for pending := true; ; {
+		select {
+		case <-ctx.Done():
+			a.note(a.write(w, dir))
+			a.note(w.close())
+			return
+		case <-a.wake:
+			if err := a.write(w, dir); err != nil {
+				a.note(err)
+				timer.Reset(retryPause)
+				pending = true
+			} else if !pending {
+				timer.Reset(batch)
+				pending = true
+			}
+		case <-timer.C:
+			pending = false
+			err := a.write(w, dir) // what a failed round left
+			if err == nil {
+				err = w.sync()
+			}
+			if a.note(err); err != nil {
+				timer.Reset(retryPause)
+				pending = true
+			}
+		}
+	}
+}
+
+// write takes the queue to the file; what the disk does not take is queued again.
+func (a *AuditLog) write(w *writer, dir string) error {
+	a.mu.Lock()
+	live := a.live
+	a.mu.Unlock()
+	if !live {
+		if err := a.Open(dir); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	if a.lost > 0 && a.failure == nil {
+		lost := a.lost
+		a.lost = 0
+		a.add(registry.AuditRecord{Category: registry.AuditLog, Operation: "lost", Result: registry.AuditFailed, Count: lost})
+	}
+	lines := bytes.Clone(a.queue.Bytes())
+	a.queue.Reset()
+	a.mu.Unlock()
+	rest, err := w.write(lines)
+	if len(rest) > 0 {
+		a.mu.Lock()
+		newer := bytes.Clone(a.queue.Bytes())
+		a.queue.Reset()
+		a.queue.Write(rest)
+		a.queue.Write(newer)
+		a.mu.Unlock()
+	}
+	return err
+}
+
+// note keeps how the last round ended, and logs when that changes.
+func (a *AuditLog) note(err error) {
+	a.mu.Lock()
+	was := a.failure
+	a.failure = err
+	a.mu.Unlock()
+	switch {
+	case err != nil && was == nil:
+		a.log.Error("the audit log cannot be written; records wait", "error", err)
+	case err == nil && was != nil:
+		a.log.Info("the audit log is written again")
+	}
+}

@@ -1,0 +1,265 @@
+package telemetry
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const (
+	currentName = "audit.log"
+	olderPrefix = "audit-" // and the number of the first record in it, so that names sort as they were written
+	olderSuffix = ".log"
+	// maxRecover bounds what is read of a file at the start, in bytes; ours are smaller.
+	maxRecover = 64 << 20
+)
+
+// file is what the writer needs of an *os.File.
+type file interface {
+	io.WriteCloser
+	Sync() error
+	Truncate(size int64) error
+}
+
+func openFile(path string) (file, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+}
+
+// writer is the files of the log. It is used by one goroutine.
+type writer struct {
+	dir   string
+	o     AuditOptions
+	f     file
+	size  int64
+	dirty bool
+}
+
+// write appends whole lines and returns those that are not in the file.
+func (w *writer) write(lines []byte) (rest []byte, err error) {
+	for len(lines) > 0 {
+		if err := w.ready(); err != nil {
+			return lines, err
+		}
+		// As many lines as fit into this file, and at least one.
+		n := len(lines)
+		if room := w.o.MaxBytes - w.size; int64(n) > room {
+			n = bytes.LastIndexByte(lines[:max(room, 0)], '\n') + 1
+			if n == 0 && w.size > 0 {
+				if err := w.rotate(); err != nil {
+					return lines, err
+				}
+				continue
+			}
+			if n == 0 {
+				n = bytes.IndexByte(lines, '\n') + 1
+			}
+		}
+		if _, err := w.f.Write(lines[:n]); err != nil {
+			// Half a line must not stay; where that fails too, the next start takes it away.
+			err = errors.Join(err, w.f.Truncate(w.size), w.close())
+			return lines, err
+		}
+		w.size += int64(n)
+		w.dirty = true
+		lines = lines[n:]
+	}
+	return nil, nil
+}
+
+// ready opens the file that is written to.
+func (w *writer) ready() error {
+	if w.f != nil {
+		return nil
+	}
+	if err := os.MkdirAll(w.dir, 0o700); err != nil {
+		return err
+	}
+	if _, err := recoverDir(w.dir); err != nil {
+		return err
+	}
+	path := filepath.Join(w.dir, currentName)
+	f, err := w.o.open(path)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err == nil {
+		err = syncDir(w.dir)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	w.f, w.size = f, info.Size()
+	return nil
+}
+
+func (w *writer) sync() error {
+	if w.f == nil || !w.dirty {
+		return nil
+	}
+	if err := w.f.Sync(); err != nil {
+		// What the kernel had is gone or not, nobody can tell: the file is opened anew and goes on.
+		return errors.Join(err, w.close())
+	}
+	w.dirty = false
+	return nil
+}
+
+func (w *writer) close() error {
+	if w.f == nil {
+		return nil
+	}
+	f, dirty := w.f, w.dirty
+	w.f, w.dirty = nil, false
+	var err error
+	if dirty {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// rotate sets the file aside and drops the oldest.
+func (w *writer) rotate() error {
+	if err := w.close(); err != nil {
+		return err
+	}
+	path := filepath.Join(w.dir, currentName)
+	first, err := firstSeq(path)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(path, filepath.Join(w.dir, fmt.Sprintf("%s%020d%s", olderPrefix, first, olderSuffix))); err != nil {
+		return err
+	}
+	older, err := olderFiles(w.dir)
+	if err != nil {
+		return err
+	}
+	for len(older) > w.o.Keep {
+		if err := os.Remove(filepath.Join(w.dir, older[0])); err != nil {
+			return err
+		}
+		older = older[1:]
+	}
+	return syncDir(w.dir)
+}
+
+// olderFiles lists the files that were set aside, the oldest first.
+func olderFiles(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), olderPrefix) && strings.HasSuffix(e.Name(), olderSuffix) {
+			names = append(names, e.Name())
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// recoverDir takes away the end of the file that a power cut left torn, and returns the number of the last record.
+func recoverDir(dir string) (last uint64, err error) {
+	path := filepath.Join(dir, currentName)
+	last, good, size, err := readTail(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return 0, err
+	case good < size:
+		if err := os.Truncate(path, good); err != nil {
+			return 0, err
+		}
+	}
+	if last > 0 {
+		return last, nil
+	}
+	older, err := olderFiles(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil || len(older) == 0 {
+		return 0, err
+	}
+	newest := older[len(older)-1]
+	if last, _, _, err = readTail(filepath.Join(dir, newest)); err != nil {
+		return 0, err
+	}
+	if last == 0 { // unreadable: its name says at least where it began
+		last, _ = strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(newest, olderPrefix), olderSuffix), 10, 64)
+	}
+	return last, nil
+}
+
+// readTail returns the number of the last whole record of a file, where that record ends, and the file's size.
+func readTail(path string) (last uint64, good, size int64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	defer func() { _ = f.Close() }() // opened for reading
+	raw, err := io.ReadAll(io.LimitReader(f, maxRecover))
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	rest := raw
+	for {
+		i := bytes.IndexByte(rest, '\n')
+		if i < 0 {
+			break
+		}
+		if seq, ok := seqOf(rest[:i]); ok {
+			last = max(last, seq)
+			good = int64(len(raw) - len(rest) + i + 1)
+		}
+		rest = rest[i+1:]
+	}
+	return last, good, info.Size(), nil
+}
+
+func seqOf(line []byte) (uint64, bool) {
+	var r struct {
+		Seq uint64 `json:"seq"`
+	}
+	err := json.Unmarshal(line, &r)
+	return r.Seq, err == nil && r.Seq > 0
+}
+
+// firstSeq returns the number of the first record of a file.
+func firstSeq(path string) (uint64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = f.Close() }() // opened for reading
+	var r struct {
+		Seq uint64 `json:"seq"`
+	}
+	if json.NewDecoder(io.LimitReader(f, maxRecover)).Decode(&r) == nil {
+		return r.Seq, nil
+	}
+	last, _, _, err := readTail(path) // its first line is damaged
+	return last, err
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
