@@ -20,6 +20,7 @@ export GOLANGCI_LINT_CACHE := $(TOOLS)/.golangci-cache
 RACEFLAG  := $(if $(or $(CI),$(RACE)),-race)
 TESTFLAGS ?=
 LISTEN    ?= 127.0.0.1:5000
+BENCH     ?= full
 
 # The packages with tests that need programs which are not Go; edgesim is a module of its own.
 INTEROP = $(shell cd test && grep -rl --include='*_test.go' --exclude-dir=edgesim '^//go:build interop' . | xargs -n1 dirname | sort -u)
@@ -30,7 +31,7 @@ BUILT      = $(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ 2>/dev
 BUILDFLAGS = -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.built=$(BUILT)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test test-interop test-interop-long test-chaos-short test-chaos powercut-tools bench lint lint-full fmt image release clean
+.PHONY: help demo run build test test-interop test-interop-long test-chaos-short test-chaos powercut-tools bench bench-go lint lint-full fmt image release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,7 +75,11 @@ powercut-tools:
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; fi
 
-bench: ## all benchmarks
+# BENCH=quick takes two minutes; BENCHFLAGS="-json" prints JSON, "-only manifest,blob" some of it.
+bench: powercut-tools ## figures beside distribution, olareg and regsync, in turns, as ratios (BENCH=quick: two minutes)
+	@cd test && $(GO) build -o ../bin/bench ./bench && exec ../bin/bench -mode $(BENCH) -tools $(TOOLS) $(BENCHFLAGS)
+
+bench-go: ## the benchmarks of single packages
 	$(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./...
 	cd test && $(GO) test -run '^$$' -bench . -benchmem $(TESTFLAGS) ./...
 

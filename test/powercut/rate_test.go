@@ -124,29 +124,3 @@ func TestDurableRate(t *testing.T) {
 		t.Errorf("ours %.0f, distribution %.0f: both are durable, and ours is the slower one", ours, others)
 	}
 }
-
-func BenchmarkDurablePush(b *testing.B) {
-	ours := func(b *testing.B) string {
-		b.Helper()
-		path := filepath.Join(workDir, "connected-registry")
-		if err := build(b.Context(), path); err != nil {
-			b.Fatal(err)
-		}
-		r, err := newRig(b.Context(), b.TempDir(), path, "", "", 1)
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.Cleanup(func() { _ = r.close() })
-		return r.layer.Addr
-	}
-	theirs := func(b *testing.B) string { b.Helper(); return startOther(b, b.TempDir()) }
-	for name, start := range map[string]func(*testing.B) string{"connected-registry": ours, "distribution": theirs} {
-		b.Run(name, func(b *testing.B) {
-			addr := start(b)
-			var next atomic.Uint64
-			for b.Loop() {
-				b.ReportMetric(rate(b, addr, &next, time.Second), "acks/s")
-			}
-		})
-	}
-}
