@@ -78,6 +78,7 @@ func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 	parent, old := m.parentFor(c)
 	if parent != nil {
 		parent.SetRate(c.Transfer.MaxKiBps)
+		parent.SetChunk(c.Transfer.ChunkKiB)
 	}
 	set := syncer.Settings{
 		ParentName: c.Parent.GatewayEndpoint, Mode: c.Mode, Scope: c.Scope(), First: c.Repositories["bootstrap"],

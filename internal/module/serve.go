@@ -41,6 +41,9 @@ func (m *Module) routes(ctx context.Context) http.Handler {
 	v2 := m.metered("v2", distribution.New(content, m.auth, distribution.Options{Holders: m.store.BlobHolders, Logger: m.log}))
 	layers := m.metered("gateway", gateway.New(m.store, m.auth, gateway.Options{Info: m.info, Closing: m.closing, Logger: m.log}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Cache-Control") == "only-if-cached" { // a layer below, about to push
+			r = r.WithContext(registry.WithLocal(r.Context()))
+		}
 		switch {
 		case strings.HasPrefix(r.URL.Path, registry.LayerPath):
 			layers.ServeHTTP(w, r)

@@ -43,7 +43,7 @@ type OutboxEntry struct {
 	Attempts    int          `json:"attempts"`
 	NextAttempt time.Time    `json:"nextAttempt,omitzero"`
 	Requeued    time.Time    `json:"requeued,omitzero"` // when somebody made it waiting again; messageTtl counts from here then
-	Error       string       `json:"error,omitempty"` // of the last attempt
+	Error       string       `json:"error,omitempty"`   // of the last attempt
 }
 
 // Outbox is the queue of what climbs. Its rows are written in the transaction of the change that they tell of.

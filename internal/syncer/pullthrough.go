@@ -50,7 +50,8 @@ func newPulls(s *Syncer) *pulls {
 	return &pulls{s: s, manifests: map[string]pending{}, tags: map[string]pendingTag{}}
 }
 
-// PullThrough returns inner with what is in scope at the parent added to it. What inner has is answered by inner alone.
+// PullThrough returns inner with what is in scope at the parent added to it. What inner has is answered by inner alone,
+// and so is every question in a context of registry.WithLocal.
 func (s *Syncer) PullThrough(inner registry.Registry) registry.Registry {
 	return &pullThrough{Registry: inner, s: s}
 }
@@ -63,7 +64,7 @@ type pullThrough struct {
 // GetManifest fetches a manifest that is not here, and brings the rest of the image after it.
 func (p *pullThrough) GetManifest(ctx context.Context, repo string, ref registry.Reference) (registry.Manifest, error) {
 	m, err := p.Registry.GetManifest(ctx, repo, ref)
-	if !isMiss(err) {
+	if !isMiss(err) || registry.IsLocal(ctx) {
 		return m, err
 	}
 	return p.miss(ctx, repo, ref, err)
@@ -72,7 +73,7 @@ func (p *pullThrough) GetManifest(ctx context.Context, repo string, ref registry
 // ResolveManifest is GetManifest: a client that asks whether it is there asks for it next.
 func (p *pullThrough) ResolveManifest(ctx context.Context, repo string, ref registry.Reference) (registry.Descriptor, error) {
 	d, err := p.Registry.ResolveManifest(ctx, repo, ref)
-	if !isMiss(err) {
+	if !isMiss(err) || registry.IsLocal(ctx) {
 		return d, err
 	}
 	m, err := p.miss(ctx, repo, ref, err)
@@ -92,7 +93,7 @@ func (p *pullThrough) miss(ctx context.Context, repo string, ref registry.Refere
 // GetBlob joins the transfer of a blob that is not here and reads it while it arrives.
 func (p *pullThrough) GetBlob(ctx context.Context, repo string, d registry.Digest) (registry.BlobReader, error) {
 	r, err := p.Registry.GetBlob(ctx, repo, d)
-	if !isMiss(err) {
+	if !isMiss(err) || registry.IsLocal(ctx) {
 		return r, err
 	}
 	want, err := p.s.pulls.blob(ctx, repo, d, err)
@@ -108,7 +109,7 @@ func (p *pullThrough) GetBlob(ctx context.Context, repo string, d registry.Diges
 // ResolveBlob answers for a blob that the parent has.
 func (p *pullThrough) ResolveBlob(ctx context.Context, repo string, d registry.Digest) (registry.Descriptor, error) {
 	desc, err := p.Registry.ResolveBlob(ctx, repo, d)
-	if !isMiss(err) {
+	if !isMiss(err) || registry.IsLocal(ctx) {
 		return desc, err
 	}
 	return p.s.pulls.blob(ctx, repo, d, err)
@@ -122,7 +123,7 @@ func (p *pullThrough) Referrers(ctx context.Context, repo string, d registry.Dig
 		return nil, err
 	}
 	_, miss := p.Registry.ResolveManifest(ctx, repo, registry.DigestReference(d))
-	if !isMiss(miss) {
+	if !isMiss(miss) || registry.IsLocal(ctx) {
 		return here, err
 	}
 	return p.s.pulls.referrers(ctx, repo, d, artifactType, here, err)

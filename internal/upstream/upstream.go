@@ -1,7 +1,8 @@
-// Package upstream is the parent as a registry.Reader and registry.Lister: another connected registry, Azure Container
-// Registry, or any OCI registry; which of them is found out by asking. regclient speaks the protocol and authenticates;
-// blobs come through a ranged reader of our own, because regclient stops at the third cut of one blob. Nothing that the
-// parent says of content is believed: manifests are hashed here, blobs by whoever stores them.
+// Package upstream is the parent as a registry: another connected registry, Azure Container Registry, or any OCI
+// registry; which of them is found out by asking. regclient speaks the protocol and authenticates; blobs come through a
+// ranged reader of our own, because regclient stops at the third cut of one blob, and go up through sessions of our own,
+// because regclient's end with the process. Nothing that the parent says of content is believed: manifests are hashed
+// here, blobs by whoever stores them.
 package upstream
 
 import (
@@ -59,12 +60,15 @@ type Parent struct {
 	rangeless sync.Once
 
 	disordered atomic.Bool // a list was out of order
+
+	chunkMu                     sync.Mutex
+	chunkWant, chunkMost, chunk int64 // bytes: as configured, as far as nobody refused it, of the next one
 }
 
-// The parent only reads; pushing upwards is another matter.
 var (
-	_ registry.Reader = (*Parent)(nil)
-	_ registry.Lister = (*Parent)(nil)
+	_ registry.Reader  = (*Parent)(nil)
+	_ registry.Lister  = (*Parent)(nil)
+	_ registry.Deleter = (*Parent)(nil)
 )
 
 // New returns the parent without asking it anything.
@@ -103,6 +107,7 @@ func New(o Options) (*Parent, error) {
 	p.wire = &wire{next: client, clock: o.Clock, host: host, scheme: o.Protocol, user: o.Username, password: o.Password, refused: map[string]time.Time{}}
 	p.http = &http.Client{Transport: p.wire, CheckRedirect: client.CheckRedirect}
 	p.reg = p.newReg()
+	p.SetChunk(0)
 	return p, nil
 }
 

@@ -28,9 +28,10 @@ const (
 // call is one operation at the parent: what the transport has to know of it, and what it saw, which regclient does not
 // hand on (status, Retry-After, the body of a blob).
 type call struct {
-	blob   bool  // the answer's body is handed over unread in response
-	offset int64 // of a blob
-	pages  bool  // follows links from page to page
+	blob   bool   // the answer's body is handed over unread in response
+	offset int64  // of a blob
+	pages  bool   // follows links from page to page
+	write  *write // what is sent in place of regclient's request; nil for a question
 
 	tokens   int // token requests that were made before this call
 	status   int // of the last answer; 0 for none
@@ -46,7 +47,7 @@ type call struct {
 func (c *call) begin(w *wire) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	*c = call{blob: c.blob, offset: c.offset, pages: c.pages, tokens: w.tokens, seen: map[string]bool{}}
+	*c = call{blob: c.blob, offset: c.offset, pages: c.pages, write: c.write, tokens: w.tokens, seen: map[string]bool{}}
 }
 
 type callKey struct{}
@@ -92,15 +93,49 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	if c.pages && len(c.seen) >= maxPages {
 		return nil, c.fail(registry.ErrSizeInvalid.WithMessage("%s: the list has more than %d pages", req.URL.Host, maxPages))
 	}
+	if registry.IsLocal(req.Context()) {
+		req.Header.Set("Cache-Control", "only-if-cached")
+	}
 	c.status, c.header, c.body = 0, nil, nil
-	resp, err := w.next.RoundTrip(req)
+	resp, err := w.exchange(c, req)
 	if err != nil {
 		return nil, c.fail(err)
 	}
 	if own && resp.StatusCode == http.StatusUnauthorized && offers(resp.Header, "basic") {
 		w.basic.Store(true)
 	}
-	return w.take(c, req, resp)
+	resp, err = w.take(c, req, resp)
+	if err == nil && c.write != nil && resp.StatusCode != http.StatusUnauthorized {
+		return answered(resp), nil
+	}
+	return resp, err
+}
+
+// exchange sends a request, or in its place the one that changes something: once, since regclient would send it again
+// after a cut without knowing what arrived.
+func (w *wire) exchange(c *call, req *http.Request) (*http.Response, error) {
+	if c.write == nil {
+		return w.next.RoundTrip(req)
+	}
+	if c.write.failed != nil {
+		return nil, c.write.failed
+	}
+	own, err := c.write.dress(req, w.scheme+"://"+w.host)
+	if err != nil {
+		c.write.failed = err
+		return nil, err
+	}
+	resp, err := w.next.RoundTrip(own)
+	c.write.failed = err
+	return resp, err
+}
+
+// answered is what regclient is told of an answer that is read from the call.
+func answered(resp *http.Response) *http.Response {
+	empty := *resp
+	empty.StatusCode, empty.Status = http.StatusAccepted, "202 Accepted"
+	empty.Header, empty.ContentLength, empty.Body = http.Header{}, 0, http.NoBody
+	return &empty
 }
 
 func (c *call) fail(err error) error {
