@@ -77,7 +77,7 @@ type Documents interface {
 	PutDocument(ctx context.Context, name string, body []byte) error
 }
 
-// LocalTag is a tag as it is here.
+// LocalTag is a tag as it is here. One without a digest went here, and the parent does not know it yet.
 type LocalTag struct {
 	Tag    string
 	Digest Digest

@@ -19,6 +19,7 @@ import (
 //	  changeFloor                       a cursor below it cannot be answered: tombstones were dropped
 //	  counts                            repositories, tags, manifests, blobs, bytes of blobs
 //	  recovering                        present while files wait for their rows
+//	  climbing                          present while changes of clients are queued for the parent
 //	blobs/
 //	  <digest>                          size, time of commit, flags; manifests included
 //	repos/
@@ -34,6 +35,13 @@ import (
 //	changes/
 //	  <seq>                             kind, time, repository, then tag or subject and digest; one for each living tag and
 //	                                    referrer, and for tags that went
+//	outbox/                             absent until something is queued
+//	  entries/
+//	    <seq>                           action, state, repository, tag, digest, base, who, when, attempts; see outboxrow.go
+//	  tags/
+//	    <repo><0><tag>                  seq of the row that decides about the tag
+//	  digests/
+//	    <repo><0><digest><seq>          action of a row about the manifest
 //	locks/
 //	  <repo><0>[<kind><tag or digest>]  what is switched off for the repository, a tag (kind t) or a manifest (m)
 //	documents/
@@ -45,6 +53,9 @@ var (
 	bucketChanges   = []byte("changes")
 	bucketLocks     = []byte("locks") // absent in indexes of before it was there, until something is locked
 	bucketDocuments = []byte("documents")
+	bucketOutbox    = []byte("outbox")  // absent until something is queued
+	bucketEntries   = []byte("entries") // of it; so are tags and digests
+	bucketDigests   = []byte("digests")
 
 	keySchemaVersion = []byte("schemaVersion")
 	keyInstanceID    = []byte("instanceId")
@@ -52,6 +63,7 @@ var (
 	keyChangeFloor   = []byte("changeFloor")
 	keyCounts        = []byte("counts")
 	keyRecovering    = []byte("recovering")
+	keyClimbing      = []byte("climbing")
 
 	bucketManifests = []byte("manifests")
 	bucketTags      = []byte("tags")

@@ -175,7 +175,12 @@ func (g *collection) tidy(t *tx, name string) (manifests int, err error) {
 	}
 	var roots []registry.Digest
 	for d, row := range rows {
-		if row.loose != 0 && (g.evict || g.expired(row.loose, g.grace)) && !g.leased(d) {
+		due := row.loose != 0 && g.expired(row.loose, g.grace)
+		if row.pushed && due { // the parent did not take it, and its time is over
+			row.pushed = false
+			rows[d] = row
+		}
+		if row.loose != 0 && (g.evict || due) && !g.leased(d) {
 			roots = append(roots, d)
 		}
 	}

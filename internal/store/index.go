@@ -27,6 +27,7 @@ type tx struct {
 	writes  int  // rows changed; 0 at the end commits nothing
 	changed bool // tags or referrers changed
 	relock  bool // locks changed
+	delta   *outboxDelta
 }
 
 // counts is what Usage answers from.
@@ -201,6 +202,7 @@ func (s *Store) attempt(group []*call) (err error) {
 			return err
 		}
 	}
+	s.outboxed.apply(t.delta)
 	if t.changed {
 		s.wake()
 	}

@@ -286,6 +286,9 @@ func (s *Store) DeleteRepository(ctx context.Context, repo string) (manifests []
 			tags = append(tags, tag)
 		}
 		slices.Sort(tags)
+		if err := r.queueDeleteAll(rows, principal(ctx)); err != nil {
+			return err
+		}
 		for _, tag := range tags {
 			if err := r.removeTag(tag); err != nil {
 				return err

@@ -118,8 +118,8 @@ func (s *Store) PutManifest(ctx context.Context, repo string, ref registry.Refer
 		if err := r.putManifest(m.Descriptor, row, refs); err != nil {
 			return err
 		}
-		if ref.Tag == "" {
-			return nil
+		if err := r.queuePush(ref.Tag, m.Descriptor, row, principal(ctx)); err != nil || ref.Tag == "" {
+			return err
 		}
 		return r.moveTag(ref.Tag, m.Digest, true)
 	})
@@ -239,7 +239,8 @@ func (r *repoTx) putManifest(m registry.Descriptor, row manifestRow, refs regist
 	key := digestKey(m.Digest)
 	if v := r.manifests.Get(key); v != nil {
 		if old, err := decodeManifest(v); err == nil {
-			row.pushed, row.pinned = row.pushed || old.pushed, row.pinned || old.pinned
+			kept := old.pushed && old.loose == 0 // else the parent did not take it, and it is only here for the grace
+			row.pushed, row.pinned = row.pushed || kept, row.pinned || old.pinned
 			row.mediaType = old.mediaType // served for ever
 			row.created = old.created
 		}
@@ -294,6 +295,9 @@ func (s *Store) DeleteManifest(ctx context.Context, repo string, d registry.Dige
 		}
 		tags, err := r.tagsOf(d)
 		if err != nil {
+			return err
+		}
+		if err := r.queueDelete(d, row.mediaType, tags, principal(ctx)); err != nil {
 			return err
 		}
 		for _, tag := range tags {

@@ -382,6 +382,9 @@ func (s *Store) load() error {
 		c := decodeCounts(meta.Get(keyCounts))
 		s.counts.Store(&c)
 		s.loadLocks(&tx{Tx: btx, s: s})
+		if err := s.loadOutbox(&tx{Tx: btx, s: s}); err != nil {
+			return err
+		}
 		recovering := meta.Get(keyRecovering) != nil
 		if first, _ := btx.Bucket(bucketBlobs).Cursor().First(); first == nil && !recovering {
 			var err error

@@ -79,7 +79,9 @@ func (s *Store) CommitImage(ctx context.Context, image registry.Image) (kept []s
 		if len(image.Tags) == 0 {
 			return r.pin(root)
 		}
-		kept, err = r.syncTags(image.Tags, root)
+		if kept, err = r.syncTags(image.Tags, root); err == nil && len(kept) == len(image.Tags) {
+			err = r.loosen(root) // no tag took it
+		}
 		return err
 	}
 	if omitOrder {
@@ -113,8 +115,12 @@ func (s *Store) withdraw(list []registry.Digest) {
 // syncTags moves tags to a manifest, as synchronisation does: what was pushed here with another digest stays.
 func (r *repoTx) syncTags(tags []string, root registry.Digest) (kept []string, err error) {
 	for _, tag := range tags {
+		queued, err := r.syncQueued(tag, root)
+		if err != nil {
+			return nil, err
+		}
 		old, err := r.tag(tag)
-		if err == nil && old.pushed && old.digest != root {
+		if queued || err == nil && old.pushed && old.digest != root {
 			kept = append(kept, tag)
 			continue
 		}
@@ -233,7 +239,7 @@ func (s *Store) Untag(ctx context.Context, repo string, tags []string) (removed 
 		var roots []registry.Digest
 		for _, tag := range tags {
 			row, err := r.tag(tag)
-			if err != nil || row.pushed {
+			if err != nil || row.pushed || r.isQueued(tag) {
 				continue
 			}
 			if r.mayUntag(tag) != nil {

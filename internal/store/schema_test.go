@@ -50,6 +50,7 @@ func observedSchema(t *testing.T, s *Store) map[string]bool {
 		"blobs/": "<digest>", "repos/": "<repo>/", "changes/": "<seq>", "documents/": "<name>", "locks/": "<repo><0>[<kind><tag or digest>]",
 		"repos/<repo>/manifests/": "<digest>", "repos/<repo>/tags/": "<tag>", "repos/<repo>/links/": "<digest>",
 		"repos/<repo>/referrers/": "<subject digest><digest>",
+		"outbox/entries/":         "<seq>", "outbox/tags/": "<repo><0><tag>", "outbox/digests/": "<repo><0><digest><seq>",
 	}
 	var walk func(prefix string, b *bbolt.Bucket)
 	walk = func(prefix string, b *bbolt.Bucket) {
@@ -93,6 +94,7 @@ func TestSchema(t *testing.T) {
 	locked := true
 	err := errors.Join(s.PutDocument(t.Context(), "config", []byte("{}")),
 		s.SetAttributes(t.Context(), testRepo, registry.TagReference("latest"), registry.AttributeChange{NoWrite: &locked}),
+		s.SetClimbing(t.Context(), true),
 		s.update(t.Context(), func(t *tx) error { return t.put(t.Bucket(bucketMeta), keyRecovering, []byte{1}) }))
 	if err != nil {
 		t.Fatal(err)
@@ -141,6 +143,13 @@ func TestRows(t *testing.T) {
 		},
 		"tag made before": {tagRow{digest: d, pushed: true, at: 9, seq: 2, created: 4}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
 		"lock":            {encodeLock(registry.Attributes{NoWrite: true, NoList: true}), func(b []byte) ([]byte, error) { a, err := decodeLock(b); return encodeLock(a), err }},
+		"outbox": {
+			outboxRow{
+				action: rowDelete, state: 2, repo: "a/b", tag: "t", digest: d512, base: d, mediaType: registry.MediaTypeImageIndex, principal: "line",
+				at: 1, since: 2, bytes: 1 << 40, attempts: 4, next: 5, failure: "DENIED", tags: []baseTag{{"x", d}, {"y", ""}},
+			}.encode(),
+			func(b []byte) ([]byte, error) { r, err := decodeOutbox(b); return r.encode(), err },
+		},
 		"tag":             {tagRow{digest: d, pushed: true, at: 1, seq: 2}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
 		"referrer": {referrerBytes, func(b []byte) ([]byte, error) {
 			r, err := decodeReferrer(b)
@@ -185,6 +194,7 @@ func FuzzRows(f *testing.F) {
 		_, _ = decodeReferrer(b)
 		_, _ = decodeChange(b)
 		_, _ = decodeLock(b)
+		_, _ = decodeOutbox(b)
 		_ = decodeCounts(b)
 	})
 }

@@ -71,6 +71,9 @@ type Store struct {
 	broken     atomic.Pointer[error]
 	recovering atomic.Bool
 
+	climbing atomic.Bool // what clients change is queued for the parent
+	outboxed outboxState
+
 	changedMu sync.Mutex
 	changed   chan struct{}
 
@@ -106,6 +109,7 @@ var (
 	_ registry.Registry  = (*Store)(nil)
 	_ registry.Replica   = (*Store)(nil)
 	_ registry.Documents = (*Store)(nil)
+	_ registry.Outbox    = (*Store)(nil)
 )
 
 // InstanceID names this volume's content: it is made with the index, and again when the index had to be rebuilt.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"maps"
 	"slices"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -79,6 +80,9 @@ func (r *repoTx) tagsOf(d registry.Digest) (tags []string, err error) {
 	return tags, err
 }
 
+// principal is the name of the client that a call acts for.
+func principal(ctx context.Context) string { return registry.PrincipalFrom(ctx).Name }
+
 // DeleteTag implements registry.Deleter.
 func (s *Store) DeleteTag(ctx context.Context, repo, tag string) error {
 	return s.update(ctx, func(t *tx) error {
@@ -87,6 +91,9 @@ func (s *Store) DeleteTag(ctx context.Context, repo, tag string) error {
 			return registry.ErrManifestUnknown.WithDetail(map[string]string{"tag": tag})
 		}
 		if err := r.mayUntag(tag); err != nil {
+			return err
+		}
+		if err := r.queueUntag(tag, principal(ctx)); err != nil {
 			return err
 		}
 		return r.removeTag(tag)
@@ -104,17 +111,23 @@ func (s *Store) TagStates(ctx context.Context, repo string) (list []registry.Loc
 			return nil // none for an unknown repository
 		}
 		locks := r.locks()
-		return r.tags.ForEach(func(k, v []byte) error {
+		queued := r.queuedTags()
+		err = r.tags.ForEach(func(k, v []byte) error {
 			row, err := decodeTag(v)
 			if err != nil {
 				return nil // absent: synchronisation writes it again
 			}
 			list = append(list, registry.LocalTag{
-				Tag: string(k), Digest: row.digest, Pushed: row.pushed,
+				Tag: string(k), Digest: row.digest, Pushed: row.pushed || queued[string(k)],
 				Locked: locks.Of().NoWrite || locks.Tag(string(k)).NoWrite,
 			})
+			delete(queued, string(k))
 			return nil
 		})
+		for _, tag := range slices.Sorted(maps.Keys(queued)) {
+			list = append(list, registry.LocalTag{Tag: tag, Pushed: true})
+		}
+		return err
 	})
 	return list, err
 }

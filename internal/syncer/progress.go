@@ -115,7 +115,7 @@ func (s *Syncer) recordTags(w want, err error) {
 	}
 	if err == nil {
 		if tags, terr := s.store.TagStates(s.base, w.repo); terr == nil {
-			r.Tags = len(tags)
+			r.Tags = len(slices.DeleteFunc(tags, func(t registry.LocalTag) bool { return t.Digest == "" }))
 		}
 	}
 	s.state.repos[w.repo] = r

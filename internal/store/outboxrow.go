@@ -1,0 +1,245 @@
+package store
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// Actions of a row of the outbox.
+const (
+	rowPush   = 'P'
+	rowUntag  = 'U'
+	rowDelete = 'D'
+)
+
+var outboxActions = map[byte]registry.OutboxAction{
+	rowPush: registry.OutboxPush, rowUntag: registry.OutboxUntag, rowDelete: registry.OutboxDelete,
+}
+
+// outboxStates has the code of each state as its index.
+var outboxStates = []registry.OutboxState{registry.OutboxWaiting, registry.OutboxExpired, registry.OutboxRefused}
+
+// maxFailure bounds the text of an error in a row, in bytes.
+const maxFailure = 512
+
+// baseTag is a tag that went with a deleted manifest, and where it stood at the parent.
+type baseTag struct {
+	tag  string
+	base registry.Digest
+}
+
+// outboxRow is one change that is not at the parent yet.
+type outboxRow struct {
+	action    byte
+	state     byte // index of outboxStates
+	repo, tag string
+	digest    registry.Digest // of an untag: where the tag stood here
+	base      registry.Digest
+	mediaType string
+	principal string
+	at        int64 // unix seconds of the acknowledgement
+	since     int64 // unix seconds since when it waits: its age for messageTtl
+	bytes     int64 // of its content that no row before it had
+	attempts  int64
+	next      int64 // unix milliseconds of the next attempt; 0: none
+	failure   string
+	tags      []baseTag // of a delete
+}
+
+func putDigest(b []byte, d registry.Digest) []byte {
+	if d == "" {
+		return putText(b, "")
+	}
+	return putText(b, string(digestKey(d)))
+}
+
+func (r *reader) optionalDigest() registry.Digest {
+	text := r.text()
+	if text == "" {
+		return ""
+	}
+	d, ok := keyDigest([]byte(text))
+	r.bad = r.bad || !ok
+	return d
+}
+
+func (r outboxRow) encode() []byte {
+	b := putText(putText([]byte{r.action, r.state}, r.repo), r.tag)
+	b = putText(putMediaType(putDigest(putDigest(b, r.digest), r.base), r.mediaType), r.principal)
+	for _, v := range []int64{r.at, r.since, r.bytes, r.attempts, r.next} {
+		b = putInt(b, v)
+	}
+	b = putInt(putText(b, r.failure), int64(len(r.tags)))
+	for _, t := range r.tags {
+		b = putDigest(putText(b, t.tag), t.base)
+	}
+	return b
+}
+
+func decodeOutbox(b []byte) (row outboxRow, err error) {
+	if len(b) < 2 || outboxActions[b[0]] == "" || int(b[1]) >= len(outboxStates) {
+		return row, errDamaged
+	}
+	r := reader{b: b[2:]}
+	row.action, row.state = b[0], b[1]
+	row.repo, row.tag = r.text(), r.text()
+	row.digest, row.base = r.optionalDigest(), r.optionalDigest()
+	row.mediaType, row.principal = r.mediaType(), r.text()
+	for _, v := range []*int64{&row.at, &row.since, &row.bytes, &row.attempts, &row.next} {
+		*v = r.int()
+	}
+	row.failure = r.text()
+	for n := r.uint(); n > 0 && !r.bad; n-- {
+		row.tags = append(row.tags, baseTag{r.text(), r.optionalDigest()})
+	}
+	return row, r.err()
+}
+
+// entry is the row as others see it.
+func (r outboxRow) entry(seq uint64) registry.OutboxEntry {
+	e := registry.OutboxEntry{
+		Seq: seq, Action: outboxActions[r.action], Repository: r.repo, Tag: r.tag, Digest: r.digest, MediaType: r.mediaType, Base: r.base,
+		Principal: r.principal, Time: time.Unix(r.at, 0).UTC(), State: outboxStates[r.state], Attempts: int(r.attempts), Error: r.failure,
+	}
+	if r.next != 0 {
+		e.NextAttempt = time.UnixMilli(r.next).UTC()
+	}
+	return e
+}
+
+// outboxTx is the outbox within a transaction.
+type outboxTx struct {
+	t                      *tx
+	entries, tags, digests *bbolt.Bucket
+}
+
+// outbox opens the outbox; nil while there was never a row. With create it is made.
+func (t *tx) outbox(create bool) (*outboxTx, error) {
+	b := t.Bucket(bucketOutbox)
+	if b == nil {
+		if !create {
+			return nil, nil
+		}
+		var err error
+		if b, err = t.CreateBucket(bucketOutbox); err != nil {
+			return nil, err
+		}
+		for _, sub := range [][]byte{bucketEntries, bucketTags, bucketDigests} {
+			if _, err := b.CreateBucket(sub); err != nil {
+				return nil, err
+			}
+		}
+	}
+	q := &outboxTx{t: t, entries: b.Bucket(bucketEntries), tags: b.Bucket(bucketTags), digests: b.Bucket(bucketDigests)}
+	if q.entries == nil || q.tags == nil || q.digests == nil {
+		return nil, errDamaged
+	}
+	return q, nil
+}
+
+func outboxTagKey(repo, tag string) []byte { return append(append([]byte(repo), 0), tag...) }
+
+func outboxDigestPrefix(repo string, d registry.Digest) []byte {
+	return append(append([]byte(repo), 0), digestKey(d)...)
+}
+
+// row reads a row; ok is false for one that is not there or cannot be read.
+func (q *outboxTx) row(seq uint64) (row outboxRow, ok bool) {
+	v := q.entries.Get(seqKey(seq))
+	if v == nil {
+		return row, false
+	}
+	row, err := decodeOutbox(v)
+	return row, err == nil
+}
+
+// ofTag returns the row that decides about a tag: its last move, its going, or the going of its manifest.
+func (q *outboxTx) ofTag(repo, tag string) (seq uint64, row outboxRow, ok bool) {
+	v := q.tags.Get(outboxTagKey(repo, tag))
+	if len(v) != 8 {
+		return 0, row, false
+	}
+	seq = binary.BigEndian.Uint64(v)
+	row, ok = q.row(seq)
+	return seq, row, ok
+}
+
+// ofDigest lists the rows of one action about a manifest, oldest first.
+func (q *outboxTx) ofDigest(repo string, d registry.Digest, action byte) (seqs []uint64) {
+	prefix := outboxDigestPrefix(repo, d)
+	c := q.digests.Cursor()
+	for k, v := c.Seek(prefix); len(k) == len(prefix)+8 && slices.Equal(k[:len(prefix)], prefix); k, v = c.Next() {
+		if len(v) == 1 && v[0] == action {
+			seqs = append(seqs, binary.BigEndian.Uint64(k[len(prefix):]))
+		}
+	}
+	return seqs
+}
+
+// put writes a row and what finds it.
+func (q *outboxTx) put(seq uint64, row outboxRow) error {
+	if old, ok := q.row(seq); ok {
+		q.t.outboxDelta().add(old, -1)
+	}
+	q.t.outboxDelta().add(row, 1)
+	if row.state == 0 {
+		q.t.outboxDelta().woken = true
+	}
+	tags := row.tags
+	if row.tag != "" {
+		tags = []baseTag{{tag: row.tag}}
+	}
+	for _, t := range tags {
+		if err := q.t.put(q.tags, outboxTagKey(row.repo, t.tag), seqKey(seq)); err != nil {
+			return err
+		}
+	}
+	if row.action != rowUntag {
+		key := append(outboxDigestPrefix(row.repo, row.digest), seqKey(seq)...)
+		if err := q.t.put(q.digests, key, []byte{row.action}); err != nil {
+			return err
+		}
+	}
+	return q.t.put(q.entries, seqKey(seq), row.encode())
+}
+
+// add appends a row.
+func (q *outboxTx) add(row outboxRow) error {
+	seq, err := q.entries.NextSequence()
+	if err != nil {
+		return err
+	}
+	row.at, row.since = q.t.now, q.t.now
+	return q.put(seq, row)
+}
+
+// forgetTag takes out what finds a row by a tag.
+func (q *outboxTx) forgetTag(seq uint64, repo, tag string) error {
+	key := outboxTagKey(repo, tag)
+	if slices.Equal(q.tags.Get(key), seqKey(seq)) {
+		return q.t.remove(q.tags, key)
+	}
+	return nil
+}
+
+// remove takes a row out.
+func (q *outboxTx) remove(seq uint64, row outboxRow) error {
+	q.t.outboxDelta().add(row, -1)
+	for _, t := range append([]baseTag{{tag: row.tag}}, row.tags...) {
+		if err := q.forgetTag(seq, row.repo, t.tag); err != nil {
+			return err
+		}
+	}
+	if row.digest != "" {
+		key := append(outboxDigestPrefix(row.repo, row.digest), seqKey(seq)...)
+		if err := q.t.remove(q.digests, key); err != nil {
+			return err
+		}
+	}
+	return q.t.remove(q.entries, seqKey(seq))
+}
