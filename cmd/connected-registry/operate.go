@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -105,6 +106,9 @@ func printStatus(w io.Writer, s registry.Status, output string) error {
 	row("NEXT SYNC (UTC)", "%s", next(s))
 	row("LAST ITERATION", "%d tags moved, %d removed, %d requests, %s received", s.Sync.TagsMoved, s.Sync.TagsRemoved, s.Sync.Requests, size(s.Sync.BytesReceived))
 	row("LINK SINCE START", "%d requests, %s received, %s sent", s.Traffic.Requests, size(s.Traffic.BytesReceived), size(s.Traffic.BytesSent))
+	for _, b := range s.Budgets {
+		row("BUDGET OF THE "+strings.ToUpper(b.Period), "%s of %s left until %s", size(b.Left), size(b.Limit), instant(b.Until))
+	}
 	row("STORAGE", "%s: %d repositories, %d tags, %d manifests, %d blobs, %s used, %s free", s.Storage.State, s.Storage.Repositories,
 		s.Storage.Tags, s.Storage.Manifests, s.Storage.Blobs, size(s.Storage.UsedBytes), size(s.Storage.FreeBytes))
 	row("CONFIGURATION", "%s, applied %s", s.Configuration.Source, instant(s.Configuration.Applied))

@@ -76,8 +76,8 @@ func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 		m.o.SetLevel(c.Logging.LogLevel)
 	}
 	parent, old := m.parentFor(c)
+	m.link.Configure(c.Transfer)
 	if parent != nil {
-		parent.SetRate(c.Transfer.MaxKiBps)
 		parent.SetChunk(c.Transfer.ChunkKiB)
 	}
 	set := syncer.Settings{
@@ -162,6 +162,7 @@ func (m *Module) newParent(c registry.Config) (*upstream.Parent, error) {
 		m.log.Warn("the connection string is for another parent; its credential is not sent to this one", "parent", c.Parent.GatewayEndpoint)
 	}
 	o.Transport.Rand = m.o.Rand
+	o.Transport.Link = m.link
 	o.Transport.Dial, o.Transport.Timeouts, o.Transport.RootCAs, o.Transport.Proxy = m.o.Dial, m.o.Timeouts, m.parentRoots, m.proxyFor(c.Parent.GatewayEndpoint)
 	return upstream.New(o)
 }

@@ -99,6 +99,7 @@ type Module struct {
 	closing chan struct{}                // closed when the drain begins
 	opened  chan struct{}                // closed when the data volume is open
 	store   *store.Store                 // valid after opened
+	link    *transport.Link              // valid after opened
 	syncer  *syncer.Syncer               // valid after opened
 	hub     *twin.EdgeHub                // valid after opened; nil without a module twin
 	auth    *auth.Authenticator
@@ -279,8 +280,9 @@ func (m *Module) live(ctx context.Context, addr string) {
 			m.log.Error("closing the data volume", "error", err)
 		}
 	}()
+	m.link = m.newLink(ctx)
 	m.syncer = syncer.New(ctx, m.store, syncer.Options{
-		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log, Rand: m.o.Rand, Patience: m.o.Patience,
+		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log, Rand: m.o.Rand, Patience: m.o.Patience, Link: m.link,
 	})
 	m.loadActivation(ctx)
 	record := m.lastRecord(ctx)
@@ -307,6 +309,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 	if p := m.takeParent(); p != nil {
 		p.Close()
 	}
+	m.link.Close()
 }
 
 // open tries until the data volume is open; the reason for each failure is shown to clients and in the status.

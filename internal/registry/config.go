@@ -37,13 +37,6 @@ type SyncProperties struct {
 	MessageTTL time.Duration // 1 to 90 days
 }
 
-// TransferConfig bounds what the link carries.
-type TransferConfig struct {
-	MaxKiBps int // KiB per second over all transfers; 0 is no limit
-	Parallel int // transfers at once
-	ChunkKiB int // KiB after which a transfer may be paused, and the size of an upload's chunk
-}
-
 // ServeConfig says how clients are served.
 type ServeConfig struct {
 	PullThrough bool // fetch at once what a client asks for, is in scope and is not here yet

@@ -18,6 +18,7 @@ type Status struct {
 	StatusDetails    []StatusDetail    `json:"statusDetails,omitempty"` // empty is healthy
 	Transfers        []TransferStatus  `json:"transfers,omitempty"`     // under way now
 	Traffic          Traffic           `json:"traffic"`
+	Budgets          []BudgetStatus    `json:"budgets,omitempty"` // of bytes over the link, those that are configured
 	Storage          StorageStatus     `json:"storage"`
 	Outbox           *OutboxStatus     `json:"outbox,omitempty"` // nil where nothing climbs
 	Configuration    ConfigStatus      `json:"configuration"`

@@ -64,6 +64,18 @@ func (s *Store) Partial(ctx context.Context, d registry.Digest, size int64) (reg
 	return p, nil
 }
 
+// PartialSize returns how many bytes of unfinished content are here; 0 for none, and for what cannot be looked at.
+func (s *Store) PartialSize(d registry.Digest) int64 {
+	if _, err := registry.ParseDigest(d.String()); err != nil {
+		return 0
+	}
+	info, err := s.fs.Lstat(s.partialPath(d))
+	if err != nil || !info.Mode().IsRegular() {
+		return 0
+	}
+	return info.Size()
+}
+
 // open opens or creates the file. What does not fit the size is dropped.
 func (p *partial) open() error {
 	f, err := p.s.fs.Open(p.path, true)

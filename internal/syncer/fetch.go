@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/transport"
 )
 
 const (
@@ -18,6 +19,8 @@ const (
 	readSize = 64 << 10
 	// patience is Options.Patience where that is not set.
 	patience = 20 * time.Second
+	// maxUrgent is how many blobs of images that clients wait for are fetched at once, besides those that they read.
+	maxUrgent = 8
 	// retryFloor and retryCap bound the pause between two attempts of one transfer, before jitter.
 	retryFloor = 50 * time.Millisecond
 	retryCap   = 4 * time.Second
@@ -29,10 +32,11 @@ type fetcher struct {
 	mu     sync.Mutex
 	active map[registry.Digest]*transfer
 	slots  *semaphore.Weighted // background transfers at once
+	urgent *semaphore.Weighted // those of images that clients wait for, which wait for none in the background
 }
 
 func newFetcher(s *Syncer) *fetcher {
-	return &fetcher{s: s, active: map[registry.Digest]*transfer{}, slots: semaphore.NewWeighted(1)}
+	return &fetcher{s: s, active: map[registry.Digest]*transfer{}, slots: semaphore.NewWeighted(1), urgent: semaphore.NewWeighted(maxUrgent)}
 }
 
 // resize changes how many background transfers run at once, for those that start from now on.
@@ -44,10 +48,11 @@ func (f *fetcher) resize(n int) {
 
 // transfer is one blob on its way. Everybody who wants it holds the same one; when the last lets go, it stops.
 type transfer struct {
-	f      *fetcher
-	repo   string
-	want   registry.Descriptor
-	cancel context.CancelFunc
+	f       *fetcher
+	repo    string
+	want    registry.Descriptor
+	cancel  context.CancelFunc
+	urgency transport.Urgency // that of the most urgent who ever wanted it
 
 	mu       sync.Mutex
 	holders  int
@@ -59,36 +64,43 @@ type transfer struct {
 	err      error
 }
 
-// blob makes a blob present here in the background, within the number of transfers that may run at once.
+// blob makes a blob present here, within the number of transfers that may run at once and as urgent as its context.
 func (f *fetcher) blob(ctx context.Context, repo string, d registry.Descriptor) error {
 	if size, ok := f.s.store.StatContent(ctx, d.Digest); ok && size == d.Size {
 		return nil
 	}
+	class := transport.ClassOf(ctx)
 	f.mu.Lock()
 	slots := f.slots
 	f.mu.Unlock()
+	if class == transport.Waiting {
+		slots = f.urgent
+	}
 	if err := slots.Acquire(ctx, 1); err != nil {
 		return err
 	}
 	defer slots.Release(1)
-	t := f.join(repo, d)
+	t := f.join(repo, d, class)
 	defer t.leave()
 	return t.wait(ctx)
 }
 
-// join returns the transfer of the digest, starting it if there is none. The caller must leave it.
-func (f *fetcher) join(repo string, d registry.Descriptor) *transfer {
+// join returns the transfer of the digest, at least as urgent as told, starting it if there is none. The caller must
+// leave it.
+func (f *fetcher) join(repo string, d registry.Descriptor, class transport.Class) *transfer {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if t := f.active[d.Digest]; t != nil && t.hold() {
+		t.urgency.Raise(class)
 		return t
 	}
 	ctx, cancel := context.WithCancel(f.s.base)
 	t := &transfer{f: f, repo: repo, want: d, cancel: cancel, holders: 1, moved: make(chan struct{})}
+	t.urgency.Raise(class)
 	f.active[d.Digest] = t
 	f.s.tasks.Go(func() {
 		defer cancel()
-		err := t.run(ctx)
+		err := t.run(transport.WithUrgency(ctx, &t.urgency))
 		f.mu.Lock()
 		if f.active[d.Digest] == t {
 			delete(f.active, d.Digest)
@@ -238,6 +250,9 @@ func passing(err error) bool {
 	var e *registry.Error
 	if !errors.As(err, &e) {
 		return true
+	}
+	if errors.Is(err, registry.ErrBudget) {
+		return false
 	}
 	switch e.Code {
 	case registry.CodeUnavailable, registry.CodeTooManyRequests, registry.CodeInternal, registry.CodeRangeInvalid:

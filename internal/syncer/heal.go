@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/transport"
 )
 
 // healAgain is when the parent is asked again for lost content that it did not have.
@@ -34,7 +35,7 @@ func (s *Syncer) damaged(ctx context.Context) []registry.Damage {
 // heal fetches by its digest what the volume lost, whatever tag it is under and wherever that came from. What the
 // parent does not have keeps no other.
 func (s *Syncer) heal(ctx context.Context, set Settings, list []registry.Damage) error {
-	group, gctx := errgroup.WithContext(ctx)
+	group, gctx := errgroup.WithContext(transport.WithClass(ctx, transport.First))
 	group.SetLimit(max(set.Parallel, 1))
 	for _, d := range list {
 		group.Go(func() error {

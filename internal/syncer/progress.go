@@ -35,6 +35,8 @@ func (s *Syncer) finish(set Settings, was registry.Traffic, out outcome) error {
 		st.SyncState, st.LastSuccessfulSyncEndTime = registry.SyncSucceeded, now
 	case errors.Is(out.err, errWindow):
 		st.SyncState, st.Error = registry.SyncTimedOut, errWindow.Error()
+	case errors.Is(out.err, registry.ErrBudget):
+		st.SyncState, st.Error = registry.SyncTimedOut, message(out.err)
 	default:
 		st.SyncState, st.Error = registry.SyncFailed, message(out.err)
 		s.state.failed = out.err
@@ -136,6 +138,7 @@ func (s *Syncer) Describe(out *registry.Status) {
 	defer s.mu.Unlock()
 	out.Transfers = transfers
 	out.Parent = s.state.parent
+	out.Budgets = s.o.Link.Budgets()
 	out.LastActivityTime = s.state.lastContact
 	out.Sync = s.state.sync
 	for _, repo := range slices.Sorted(maps.Keys(s.state.repos)) {

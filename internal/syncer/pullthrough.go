@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/transport"
 )
 
 const (
@@ -103,7 +104,7 @@ func (p *pullThrough) GetBlob(ctx context.Context, repo string, d registry.Diges
 	if size, ok := p.s.store.StatContent(ctx, d); ok && size == want.Size {
 		return p.s.store.OpenContent(ctx, d)
 	}
-	return newGrowingReader(ctx, p.s.fetch.join(repo, want)), nil
+	return newGrowingReader(ctx, p.s.fetch.join(repo, want, transport.Waiting)), nil
 }
 
 // ResolveBlob answers for a blob that the parent has.
@@ -141,6 +142,9 @@ func (p *pulls) parent(repo, tag string, miss error) (Settings, error) {
 	}
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
+	if err := p.s.o.Link.Spent(); err != nil {
+		return set, p.away(repo, err, registry.AsError(err).RetryAfter)
+	}
 	if p.s.state.refused != nil {
 		return set, p.away(repo, p.s.state.refused, 0)
 	}
@@ -194,7 +198,7 @@ func (p *pulls) failed(ctx context.Context, set Settings, repo string, err error
 	if !errors.Is(err, registry.ErrUnauthorized) {
 		p.s.contact(registry.ErrUnavailable.WithMessage("%s", message(err)).Wrap(err))
 	}
-	return p.away(repo, err, breaker)
+	return p.away(repo, err, max(breaker, registry.AsError(err).RetryAfter))
 }
 
 // known returns a manifest that is on its way.
@@ -245,7 +249,7 @@ func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref r
 
 // complete brings an image and forgets that it was on its way.
 func (p *pulls) complete(key, repo string, ref registry.Reference, img image) {
-	err := p.s.bring(p.s.base, img)
+	err := p.s.bring(transport.WithClass(p.s.base, transport.Waiting), img)
 	if err != nil {
 		p.s.o.Logger.Warn("an image that a client asked for is not complete; the next pull or sync goes on", "repository", repo, "reference", ref, "error", err)
 	}
@@ -292,7 +296,7 @@ func (p *pulls) referrers(
 // that a client has gone says nothing about the parent, and must not be taken for its silence.
 func ask[T any](ctx context.Context, p *pulls, key string, question func(context.Context) (T, error)) (T, error) {
 	result := p.flight.DoChan(key, func() (any, error) {
-		ctx, cancel := context.WithTimeout(p.s.base, missDeadline)
+		ctx, cancel := context.WithTimeout(transport.WithClass(p.s.base, transport.Waiting), missDeadline)
 		defer cancel()
 		return question(ctx)
 	})

@@ -36,6 +36,9 @@ func (s *Syncer) Run(ctx context.Context) {
 		now := s.o.Clock.Now()
 		due := set.Schedule.At(now, lastDone)
 		pause := max(s.pause(set, due.Open, due.Next.Sub(now), retryAt.Sub(now), failures), lastRun.Add(pollGap).Sub(now))
+		if !asked {
+			pause = max(pause, s.spentFor(now))
+		}
 		if set.Parent == nil || len(set.Scope) == 0 {
 			pause = lookAgain
 			s.answer(s.takeTriggers(), errNothingToSync(set))
@@ -56,6 +59,11 @@ func (s *Syncer) Run(ctx context.Context) {
 				failures, lastDone, verify = 0, now, false
 			case errors.Is(err, errWindow):
 				lastDone = now
+			case errors.Is(err, registry.ErrBudget):
+				failures = 0
+				if until := now.Add(s.spentFor(now)); !due.Until.IsZero() && until.After(due.Until) {
+					lastDone = now // its window is over by then
+				}
 			default:
 				failures++
 				retryAt = s.o.Clock.Now().Add(s.backoff(failures, set))
@@ -74,6 +82,17 @@ func (s *Syncer) Run(ctx context.Context) {
 		}
 		timer.Stop()
 	}
+}
+
+// spentFor is how long no content may be fetched because a byte budget is used up.
+func (s *Syncer) spentFor(now time.Time) time.Duration {
+	pause := time.Duration(0)
+	for _, b := range s.o.Link.Budgets() {
+		if b.Left == 0 {
+			pause = max(pause, b.Until.Sub(now))
+		}
+	}
+	return pause
 }
 
 // errNothingToSync says why an iteration that was asked for cannot be.
@@ -309,7 +328,7 @@ func platformsOf(scope registry.Scope, w want) []string {
 // does not answer one question may be away, or be unable to read one file of its disk: it is asked who it is.
 func (s *Syncer) alone(ctx context.Context, set Settings, err error) bool {
 	switch {
-	case ctx.Err() != nil, errors.Is(err, registry.ErrDisk):
+	case ctx.Err() != nil, errors.Is(err, registry.ErrDisk), errors.Is(err, registry.ErrBudget):
 		return false
 	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrUnauthorized):
 		_, _, err = set.Parent.Probe(ctx)

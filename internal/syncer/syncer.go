@@ -17,6 +17,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/schedule"
+	"github.com/connected-registry/connected-registry/internal/transport"
 )
 
 // Layer is what only a parent can be asked.
@@ -42,6 +43,18 @@ type Store interface {
 	registry.Lister
 	registry.Replica
 	registry.Documents
+	// PartialSize is how many bytes of unfinished content are here.
+	PartialSize(d registry.Digest) int64
+}
+
+// Link is the gate that bytes to and from the parent pass.
+type Link interface {
+	// Spent returns why no content may be fetched now, registry.ErrBudget; nil when it may.
+	Spent() error
+	// Budgets returns what is left of each byte budget.
+	Budgets() []registry.BudgetStatus
+	// Speed returns the measured speed and the limit in force, in bytes per second; 0 is not known, and none.
+	Speed() (measured, limit int64)
 }
 
 // Settings is what configuration changes while the syncer runs.
@@ -66,6 +79,8 @@ type Options struct {
 	// Patience is how long a transfer goes on trying without getting a byte before it gives up for this time; 0 is 20 s.
 	// What it has stays on disk for the next time.
 	Patience time.Duration
+	// Link is asked for budgets and speed; nil: there are no budgets, and the speed is not known.
+	Link Link
 	// Gate decides, between "all content is here" and "the tags move", whether they may. Nil lets all pass.
 	Gate func(ctx context.Context, image registry.Image) error
 }
@@ -119,6 +134,9 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	}
 	if o.Rand == nil {
 		o.Rand = rand.Float64
+	}
+	if o.Link == nil {
+		o.Link = transport.NewLink(transport.LinkOptions{})
 	}
 	if o.Patience <= 0 {
 		o.Patience = patience
@@ -215,6 +233,9 @@ func (s *Syncer) contact(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.o.Clock.Now()
+	if errors.Is(err, registry.ErrBudget) {
+		return // nobody was asked
+	}
 	if errors.Is(err, registry.ErrUnavailable) {
 		if s.state.failure == nil {
 			s.state.since.failure = now

@@ -17,8 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
@@ -69,22 +67,22 @@ type ClientOptions struct {
 	Proxy   func(target *url.URL) (proxy *url.URL, err error)                 // nil: never through a proxy, as it must be for a gateway
 	Rand    func() float64                                                    // jitter, 0 <= x < 1; nil: math/rand/v2
 
-	Timeouts       Timeouts
-	MaxBody        int64 // bytes of an answer that is not a blob; 0 is 8 MiB
-	BytesPerSecond int   // of bodies received, over all requests; 0 is no limit
-	UserAgent      string
-	Logger         *slog.Logger
+	Timeouts  Timeouts
+	MaxBody   int64 // bytes of an answer that is not a blob; 0 is 8 MiB
+	Link      *Link // limits that this client shares with others; nil: none
+	UserAgent string
+	Logger    *slog.Logger
 }
 
 // Client is an http.RoundTripper with the rules of this package, and what it has counted. Use HTTP to get an
 // http.Client; it is safe for concurrent use.
 type Client struct {
-	o       ClientOptions
-	log     *slog.Logger
-	hosts   hosts
-	base    *http.Transport
-	chain   http.RoundTripper
-	limiter *rate.Limiter
+	o     ClientOptions
+	log   *slog.Logger
+	hosts hosts
+	base  *http.Transport
+	chain http.RoundTripper
+	link  *Link
 
 	requests, received, sent atomic.Int64
 }
@@ -103,7 +101,10 @@ func NewClient(o ClientOptions) (*Client, error) {
 	if o.Rand == nil {
 		o.Rand = rand.Float64
 	}
-	c := &Client{o: o, log: o.Logger, limiter: rate.NewLimiter(rate.Inf, minBurst)}
+	if o.Link == nil {
+		o.Link = NewLink(LinkOptions{})
+	}
+	c := &Client{o: o, log: o.Logger, link: o.Link}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -122,7 +123,6 @@ func NewClient(o ClientOptions) (*Client, error) {
 		MaxResponseHeaderBytes: maxHeaderBytes,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
 	}
-	c.SetLimit(o.BytesPerSecond)
 	c.chain = newRetrier(o.Rand, guard{c: c, next: roundTripperFunc(c.exchange)})
 	return c, nil
 }
@@ -143,17 +143,6 @@ func (c *Client) Traffic() registry.Traffic {
 	return registry.Traffic{Requests: c.requests.Load(), BytesReceived: c.received.Load(), BytesSent: c.sent.Load()}
 }
 
-// SetLimit changes how many bytes of bodies are received a second, over all requests; 0 is no limit. It holds for
-// transfers under way too.
-func (c *Client) SetLimit(bytesPerSecond int) {
-	if bytesPerSecond <= 0 {
-		c.limiter.SetLimit(rate.Inf)
-		return
-	}
-	c.limiter.SetBurst(minBurst)
-	c.limiter.SetLimit(rate.Limit(bytesPerSecond))
-}
-
 // Close drops idle connections.
 func (c *Client) Close() { c.base.CloseIdleConnections() }
 
@@ -163,8 +152,9 @@ type (
 	maxBodyKey struct{}
 )
 
-// WithBlob marks requests for blobs: their bodies have no size limit and no total time, and they may be redirected to
-// another host, which gets no credential.
+// WithBlob marks requests that carry content, in either direction: their bodies have no size limit and no total time,
+// they give way to what is more urgent, and there are none while a byte budget is used up. A GET or HEAD may be redirected
+// to another host, which gets no credential.
 func WithBlob(ctx context.Context) context.Context { return context.WithValue(ctx, blobKey{}, true) }
 
 // WithHeaderTimeout lets the server take longer than the default until it answers, for a long poll.
@@ -204,5 +194,5 @@ func (f roundTripperFunc) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // refused reports whether err is a decision of this package or of the caller, which trying again does not change.
 func refused(err error) bool {
-	return errors.Is(err, registry.ErrDenied) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	return errors.Is(err, registry.ErrDenied) || errors.Is(err, registry.ErrBudget) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }

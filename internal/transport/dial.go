@@ -32,12 +32,39 @@ func newDialer(o ClientOptions, h hosts) *dialer {
 	if d.open == nil {
 		d.open = new(net.Dialer).DialContext
 	}
+	if open := d.open; o.Link != nil {
+		d.open = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := open(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return meteredConn{conn, o.Link}, nil
+		}
+	}
 	if d.resolve == nil {
 		d.resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		}
 	}
 	return d
+}
+
+// meteredConn counts every byte of a connection, of headers and TLS too: what a metered link counts, but for the packets.
+type meteredConn struct {
+	net.Conn
+	link *Link
+}
+
+func (c meteredConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.link.count(n)
+	return n, err
+}
+
+func (c meteredConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.link.count(n)
+	return n, err
 }
 
 // dial opens a plain connection. There is no proxy for http: only a gateway is asked without TLS.

@@ -12,13 +12,8 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
-
-// minBurst is how many bytes the rate limit hands out at once.
-const minBurst = 16 << 10
 
 // What a watchdog can find; each is the cause inside an UNAVAILABLE error.
 var (
@@ -29,6 +24,16 @@ var (
 
 // exchange is one request on the wire: counted, limited, watched.
 func (c *Client) exchange(req *http.Request) (*http.Response, error) {
+	class := ClassOf(req.Context())
+	if isBlob(req.Context()) {
+		if err := c.link.Spent(); err != nil {
+			return nil, err
+		}
+		if err := c.link.Yield(req.Context(), class); err != nil {
+			return nil, err
+		}
+	}
+	c.link.touch(class)
 	header, total, maxBody := c.limits(req.Context())
 	dog := newWatchdog(req.Context(), total)
 	ctx := httptrace.WithClientTrace(dog.ctx, &httptrace.ClientTrace{
@@ -37,7 +42,7 @@ func (c *Client) exchange(req *http.Request) (*http.Response, error) {
 	})
 	out := req.WithContext(ctx)
 	if out.Body != nil && out.Body != http.NoBody {
-		out.Body = &countingBody{ReadCloser: req.Body, c: c}
+		out.Body = &sentBody{ReadCloser: req.Body, c: c, ctx: dog.ctx, advance: func() { dog.arm(phaseHeader, header, ErrNoAnswer) }}
 	}
 	c.requests.Add(1)
 	resp, err := c.base.RoundTrip(out)
@@ -50,7 +55,7 @@ func (c *Client) exchange(req *http.Request) (*http.Response, error) {
 	dog.enter(phaseBody)
 	c.log.DebugContext(ctx, "request", slog.String("method", req.Method), slog.String("host", req.URL.Host), slog.String("path", req.URL.Path), slog.Int("status", resp.StatusCode))
 	resp.Request = req
-	resp.Body = &body{c: c, inner: resp.Body, req: req, dog: dog, left: maxBody, max: maxBody}
+	resp.Body = &body{c: c, inner: resp.Body, req: req, dog: dog, left: maxBody, max: maxBody, content: isBlob(req.Context())}
 	return resp, nil
 }
 
@@ -178,6 +183,9 @@ type body struct {
 	left  int64
 	max   int64
 	err   error
+
+	content bool  // of a blob: it gives way, and ends with the budget
+	run     int64 // bytes since it last gave way
 }
 
 // Read implements io.Reader. Errors: io.EOF; SIZE_INVALID for more than the bound; UNAVAILABLE with the cause, which
@@ -189,22 +197,26 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.left < int64(len(p)) {
 		p = p[:b.left+1] // one more tells "exactly full" from "too large"
 	}
-	limited := b.c.limiter.Limit() != rate.Inf
-	if limited && len(p) > minBurst {
-		p = p[:minBurst]
+	if err := b.give(); err != nil {
+		b.err = err
+		b.dog.stop()
+		return 0, err
 	}
+	p = p[:b.c.link.piece(len(p))]
 	b.dog.arm(phaseBody, b.c.o.Timeouts.Idle, ErrStalled)
 	n, err := b.inner.Read(p)
 	b.dog.enter(phaseBody)
 	b.c.received.Add(int64(n))
+	b.run += int64(n)
 	if int64(n) > b.left {
 		n = int(b.left)
 		err = registry.ErrSizeInvalid.WithMessage("the answer of %s to %s %s is larger than %d bytes", b.req.URL.Host, b.req.Method, b.req.URL.Path, b.max)
 	}
 	b.left -= int64(n)
 	switch {
-	case err == nil && limited && n > 0:
-		if werr := b.c.limiter.WaitN(b.dog.ctx, n); werr != nil {
+	case err == nil && n > 0:
+		b.c.link.touch(ClassOf(b.req.Context()))
+		if werr := b.c.link.take(b.dog.ctx, n); werr != nil {
 			err = b.c.fail(b.req, b.dog, werr)
 		}
 	case errors.Is(err, io.EOF) || errors.Is(err, registry.ErrSizeInvalid) || err == nil:
@@ -228,14 +240,38 @@ func (b *body) Close() error {
 	return err
 }
 
-// countingBody counts what is sent.
-type countingBody struct {
-	io.ReadCloser
-	c *Client
+// give lets what is more urgent pass, once in a while, and ends content with the budget.
+func (b *body) give() error {
+	if !b.content {
+		return nil
+	}
+	if err := b.c.link.Spent(); err != nil {
+		return err
+	}
+	if b.run < b.c.link.granule() {
+		return nil
+	}
+	b.run = 0
+	if err := b.c.link.Yield(b.dog.ctx, ClassOf(b.req.Context())); err != nil {
+		return b.c.fail(b.req, b.dog, err)
+	}
+	return nil
 }
 
-func (b *countingBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+// sentBody is a request body: counted and slowed to the rate. The answer's time begins anew with each piece.
+type sentBody struct {
+	io.ReadCloser
+	c       *Client
+	ctx     context.Context // of the exchange
+	advance func()
+}
+
+func (b *sentBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p[:b.c.link.piece(len(p))])
 	b.c.sent.Add(int64(n))
+	if werr := b.c.link.take(b.ctx, n); werr != nil && err == nil {
+		err = werr
+	}
+	b.advance()
 	return n, err
 }

@@ -277,7 +277,10 @@ func TestCutBodyIsUnavailable(t *testing.T) {
 func TestRateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 1 << 20
-		c := pipeClient(t, transport.ClientOptions{BytesPerSecond: 64 << 10}, func(c net.Conn) {
+		link := transport.NewLink(transport.LinkOptions{})
+		limit := func(kibps int) { link.Configure(registry.TransferConfig{MaxKiBps: kibps}) }
+		limit(64)
+		c := pipeClient(t, transport.ClientOptions{Link: link}, func(c net.Conn) {
 			for hear(c) {
 				_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size)
 				_, _ = c.Write(make([]byte, size))
@@ -293,15 +296,15 @@ func TestRateLimit(t *testing.T) {
 		if took := timed(); took < 15*time.Second || took > 17*time.Second {
 			t.Errorf("1 MiB at 64 KiB/s took %v", took)
 		}
-		time.AfterFunc(4*time.Second, func() { c.SetLimit(256 << 10) })
+		time.AfterFunc(4*time.Second, func() { limit(256) })
 		if took := timed(); took < 6*time.Second || took > 8*time.Second {
 			t.Errorf("with a limit that is raised after 4 s it took %v", took)
 		}
-		c.SetLimit(0)
+		limit(0)
 		if took := timed(); took > 10*time.Millisecond {
 			t.Errorf("without a limit it took %v", took)
 		}
-		c.SetLimit(1 << 10) // the burst is larger than a second's worth
+		limit(1) // the burst is larger than a second's worth
 		if took := timed(); took < 15*time.Minute || took > 18*time.Minute {
 			t.Errorf("1 MiB at 1 KiB/s took %v", took)
 		}

@@ -43,6 +43,15 @@ type transferDocument struct {
 	MaxKiBps int `json:"maxKiBps"`
 	Parallel int `json:"parallel"`
 	ChunkKiB int `json:"chunkKiB"`
+
+	Rates  map[string]string `json:"rates,omitempty"`
+	Budget budgetDocument    `json:"budget,omitzero"`
+}
+
+type budgetDocument struct {
+	HourMiB  int `json:"hourMiB"`
+	DayMiB   int `json:"dayMiB"`
+	MonthMiB int `json:"monthMiB"`
 }
 
 type serveDocument struct {
@@ -79,7 +88,7 @@ func Marshal(c registry.Config) ([]byte, error) {
 			},
 		},
 		Repositories:      map[string]string{},
-		Transfer:          transferDocument(c.Transfer),
+		Transfer:          marshalTransfer(c.Transfer),
 		Serve:             serveDocument(c.Serve),
 		ScopeMaps:         map[string]string{},
 		ClientTokens:      map[string]map[string]string{},
@@ -105,6 +114,17 @@ func Marshal(c registry.Config) ([]byte, error) {
 		d.ClientTokens[name] = marshalToken(token)
 	}
 	return json.MarshalIndent(d, "", "  ")
+}
+
+func marshalTransfer(c registry.TransferConfig) transferDocument {
+	d := transferDocument{MaxKiBps: c.MaxKiBps, Parallel: c.Parallel, ChunkKiB: c.ChunkKiB, Budget: budgetDocument(c.Budget)}
+	for name, w := range c.Rates {
+		if d.Rates == nil {
+			d.Rates = map[string]string{}
+		}
+		d.Rates[name] = w.String()
+	}
+	return d
 }
 
 func marshalToken(t registry.ClientToken) map[string]string {

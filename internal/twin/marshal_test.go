@@ -42,6 +42,10 @@ func anyConfig(t *rapid.T) registry.Config {
 		c.Repositories[key.Draw(t, "group")] = scope
 	}
 	c.Transfer = registry.TransferConfig{MaxKiBps: rapid.IntRange(0, 1<<20).Draw(t, "rate"), Parallel: rapid.IntRange(1, 64).Draw(t, "parallel"), ChunkKiB: rapid.IntRange(64, 4096).Draw(t, "chunk")}
+	c.Transfer.Budget = registry.BudgetConfig{HourMiB: rapid.IntRange(0, 9).Draw(t, "hour"), DayMiB: rapid.IntRange(0, 99).Draw(t, "day"), MonthMiB: rapid.IntRange(0, 999).Draw(t, "month")}
+	if rapid.Bool().Draw(t, "rates") {
+		c.Transfer.Rates = map[string]registry.RateWindow{"shift": {From: rapid.IntRange(0, 1439).Draw(t, "from"), To: 60, Days: rapid.Uint8Range(1, 127).Draw(t, "days"), KiBps: 7}}
+	}
 	c.Serve.PullThrough = rapid.Bool().Draw(t, "pullThrough")
 	for range rapid.IntRange(0, 2).Draw(t, "maps") {
 		c.ScopeMaps[key.Draw(t, "map")] = rapid.SliceOfDistinct(rapid.SampledFrom([]string{"repositories/*/content/read", "repositories/acme/*/metadata/read", "gateway/line5/config/read"}), rapid.ID[string]).Draw(t, "actions")

@@ -18,8 +18,7 @@ const (
 	maxParallel = 64
 	minChunkKiB = 64
 	maxChunkKiB = 64 << 10
-	maxKiBps    = 100 << 20 // 100 GiB per second
-	maxMiB      = 1 << 30   // 1 PiB
+	maxMiB      = 1 << 30 // 1 PiB
 )
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
@@ -106,10 +105,36 @@ func readRepositories(r reader, v value, c *registry.Config) {
 }
 
 func readTransfer(r reader, v value, c *registry.Config) {
-	if o, ok := record(r.problems, "transfer", v, "maxKiBps", "parallel", "chunkKiB"); ok {
-		o.number("maxKiBps", &c.Transfer.MaxKiBps, 0, maxKiBps)
-		o.number("parallel", &c.Transfer.Parallel, 1, maxParallel)
-		o.number("chunkKiB", &c.Transfer.ChunkKiB, minChunkKiB, maxChunkKiB)
+	o, ok := record(r.problems, "transfer", v, "maxKiBps", "parallel", "chunkKiB", "rates", "budget")
+	if !ok {
+		return
+	}
+	o.number("maxKiBps", &c.Transfer.MaxKiBps, 0, registry.MaxKiBps)
+	o.number("parallel", &c.Transfer.Parallel, 1, maxParallel)
+	o.number("chunkKiB", &c.Transfer.ChunkKiB, minChunkKiB, maxChunkKiB)
+	if v, ok := o.find("rates"); ok {
+		c.Transfer.Rates = map[string]registry.RateWindow{}
+		entries(r.problems, o.at("rates"), v, func(path, key string, v value) {
+			s, ok := asText(r.problems, path, v)
+			if !ok {
+				return
+			}
+			w, err := registry.ParseRateWindow(s)
+			if err != nil {
+				r.add(path, "%q: %s", clip(s), err)
+				return
+			}
+			c.Transfer.Rates[key] = w
+		})
+	}
+	v, ok = o.find("budget")
+	if !ok {
+		return
+	}
+	if b, ok := record(r.problems, o.at("budget"), v, "hourMiB", "dayMiB", "monthMiB"); ok {
+		b.number("hourMiB", &c.Transfer.Budget.HourMiB, 0, maxMiB)
+		b.number("dayMiB", &c.Transfer.Budget.DayMiB, 0, maxMiB)
+		b.number("monthMiB", &c.Transfer.Budget.MonthMiB, 0, maxMiB)
 	}
 }
 

@@ -137,9 +137,6 @@ func (p *Parent) newReg() *reg.Reg {
 // Traffic counts what went over the link, retries and token requests included.
 func (p *Parent) Traffic() registry.Traffic { return p.client.Traffic() }
 
-// SetRate bounds what is received, in KiB a second over all transfers; 0 is no limit.
-func (p *Parent) SetRate(kibps int) { p.client.SetLimit(kibps << 10) }
-
 // Close drops idle connections; transfers under way end with their contexts.
 func (p *Parent) Close() { p.client.Close() }
 
