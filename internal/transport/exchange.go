@@ -25,7 +25,8 @@ var (
 // exchange is one request on the wire: counted, limited, watched.
 func (c *Client) exchange(req *http.Request) (*http.Response, error) {
 	class := ClassOf(req.Context())
-	if isBlob(req.Context()) {
+	sends := req.Body != nil && req.Body != http.NoBody
+	if isBlob(req.Context()) || sends && req.Method != http.MethodPost { // a POST asks for a token or opens a session
 		if err := c.link.Spent(); err != nil {
 			return nil, err
 		}
@@ -41,8 +42,11 @@ func (c *Client) exchange(req *http.Request) (*http.Response, error) {
 		WroteRequest: func(httptrace.WroteRequestInfo) { dog.arm(phaseHeader, header, ErrNoAnswer) },
 	})
 	out := req.WithContext(ctx)
-	if out.Body != nil && out.Body != http.NoBody {
-		out.Body = &sentBody{ReadCloser: req.Body, c: c, ctx: dog.ctx, advance: func() { dog.arm(phaseHeader, header, ErrNoAnswer) }}
+	if sends {
+		out.Body = &sentBody{ReadCloser: req.Body, c: c, ctx: dog.ctx, advance: func() {
+			dog.arm(phaseHeader, header, ErrNoAnswer)
+			dog.again(total)
+		}}
 	}
 	c.requests.Add(1)
 	resp, err := c.base.RoundTrip(out)
@@ -146,6 +150,15 @@ func (w *watchdog) arm(p phase, d time.Duration, cause error) {
 		w.timer.Stop()
 	}
 	w.timer = time.AfterFunc(d, func() { w.fire(cause) })
+}
+
+// again gives the whole answer its time anew: the body of the request moves.
+func (w *watchdog) again(total time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.total != nil && w.cause == nil && w.phase == phaseHeader {
+		w.total.Reset(total)
+	}
 }
 
 // enter goes to a phase and stops the time of the one before.
@@ -273,5 +286,6 @@ func (b *sentBody) Read(p []byte) (int, error) {
 		err = werr
 	}
 	b.advance()
+	b.c.link.touch(ClassOf(b.ctx))
 	return n, err
 }
