@@ -74,7 +74,9 @@ func (s *server) serveContent(w http.ResponseWriter, r *http.Request, d registry
 	switch out.refused {
 	case 0:
 	case http.StatusRequestedRangeNotSatisfiable:
-		return registry.ErrRangeInvalid.WithMessage("Range %q: not within the content", clip(r.Header.Get("Range")))
+		e := registry.ErrSizeInvalid.WithMessage("Range %q: not within the content", clip(r.Header.Get("Range")))
+		e.Status = out.refused
+		return e
 	default:
 		return registry.ErrInternal.Wrap(fmt.Errorf("the content cannot be served: net/http answers %d", out.refused))
 	}

@@ -23,6 +23,15 @@ type errorEntry struct {
 	Detail  any           `json:"detail,omitempty"`
 }
 
+// listed has codes that registries add to those of the specification and what a client that knows only those is told. It
+// names all codes that an error 4xx of /v2/ may have (OCI distribution spec, "Error Codes"); the one that is not among
+// them is ACR's, for what is locked.
+var listed = map[registry.Code]registry.Code{
+	registry.CodeTagInvalid:   registry.CodeManifestInvalid,
+	registry.CodeRangeInvalid: registry.CodeBlobUploadInvalid,
+	registry.CodePageInvalid:  registry.CodeUnsupported,
+}
+
 // writeError answers with the error. It is the only place that does, and nothing may have been written before.
 func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	e := asError(err)
@@ -50,7 +59,11 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		w.WriteHeader(status)
 		return
 	}
-	body := errorBody{Errors: []errorEntry{{Code: e.Code, Message: e.Message, Detail: e.Detail}}}
+	code := e.Code
+	if c, ok := listed[code]; ok {
+		code = c
+	}
+	body := errorBody{Errors: []errorEntry{{Code: code, Message: e.Message, Detail: e.Detail}}}
 	if _, err := json.Marshal(e.Detail); err != nil {
 		body.Errors[0].Detail = nil
 	}

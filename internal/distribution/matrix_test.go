@@ -25,7 +25,7 @@ var needs = []struct {
 	{"/v2/a/manifests/v1", map[string]registry.Action{"GET": "content/read", "HEAD": "content/read", "PUT": "content/write", "DELETE": "metadata/write"}},
 	{"/v2/a/manifests/" + absent, map[string]registry.Action{"GET": "content/read", "HEAD": "content/read", "PUT": "content/write", "DELETE": "content/delete"}},
 	{"/v2/a/blobs/uploads/", map[string]registry.Action{"POST": "content/write"}},
-	{"/v2/a/blobs/uploads/id", map[string]registry.Action{"GET": "content/write", "PATCH": "content/write", "PUT": "content/write", "DELETE": "content/write"}},
+	{"/v2/a/blobs/uploads/id", map[string]registry.Action{"GET": "content/write", "HEAD": "content/write", "PATCH": "content/write", "PUT": "content/write", "DELETE": "content/write"}},
 }
 
 func TestPermissionMatrix(t *testing.T) {

@@ -109,10 +109,10 @@ func TestUploadSession(t *testing.T) {
 		s.want("end-13", s.do("all", "GET", at, nil), 204, "Location", at, "Range", "0-499")
 		for _, bad := range []string{"0-499", "499-998", "501-999", "600-999", "500-499", "x", "500", "500-", "-499", "bytes 0-1/2", "500-99999999999999999999", "18446744073709551616-18446744073709551617"} {
 			a := s.do("all", "PATCH", at, body(b.Bytes[500:]), "Content-Range", bad)
-			s.wantError("end-5 out of order "+bad, a, 416, registry.CodeRangeInvalid)
+			s.wantError("end-5 out of order "+bad, a, 416, registry.CodeBlobUploadInvalid)
 			s.want("end-5 out of order "+bad, a, 416, "Location", at, "Range", "0-499")
 			a = s.do("all", "PUT", put(at), body(b.Bytes[500:]), "Content-Range", bad)
-			s.wantError("end-6 out of order "+bad, a, 416, registry.CodeRangeInvalid)
+			s.wantError("end-6 out of order "+bad, a, 416, registry.CodeBlobUploadInvalid)
 		}
 		s.wantError("Content-Range against Content-Length", s.do("all", "PATCH", at, body(b.Bytes[500:600]), "Content-Range", "500-998"), 400, registry.CodeSizeInvalid)
 		s.want("the session is as it was", s.do("all", "GET", at, nil), 204, "Range", "0-499")
@@ -209,8 +209,8 @@ func TestPushManifest(t *testing.T) {
 		s.want("end-7 with a subject", put(subject.Digest.String(), subject), 201, "Oci-Subject", image.Digest.String())
 
 		s.wantError("end-7 by another digest", put(absent, image), 400, registry.CodeDigestInvalid)
-		s.wantError("end-7 by a bad tag", put(".v1", image), 400, registry.CodeTagInvalid)
-		s.wantError("end-7 by a long tag", put(strings.Repeat("a", 129), image), 400, registry.CodeTagInvalid)
+		s.wantError("end-7 by a bad tag", put(".v1", image), 400, registry.CodeManifestInvalid)
+		s.wantError("end-7 by a long tag", put(strings.Repeat("a", 129), image), 400, registry.CodeManifestInvalid)
 		s.want("end-7 by a tag of 128", put(strings.Repeat("a", 128), image), 201)
 		s.wantError("no type", put("v1", image, "Content-Type", ""), 400, registry.CodeManifestInvalid)
 		s.wantError("odd type", put("v1", image, "Content-Type", "text/plain"), 400, registry.CodeManifestInvalid)
@@ -284,6 +284,7 @@ func TestReadOnlyMode(t *testing.T) {
 			{"PUT", uploads + "id?digest=" + absent},
 			{"DELETE", uploads + "id"},
 			{"GET", uploads + "id"},
+			{"POST", uploads + "?mount=" + image.Blobs[0].Digest.String()},
 			{"PUT", "/v2/acme/app/manifests/v1"},
 			{"PUT", "/v2/acme/app/manifests/" + image.Digest.String()},
 			{"DELETE", "/v2/acme/app/manifests/v1"},
@@ -291,7 +292,12 @@ func TestReadOnlyMode(t *testing.T) {
 			{"DELETE", "/v2/acme/app/blobs/" + image.Blobs[0].Digest.String()},
 		} {
 			a := s.do("all", c.method, c.path, body(image.Bytes), "Content-Type", image.MediaType)
-			s.wantError(c.method+" "+c.path, a, 403, registry.CodeDenied)
+			status := 403
+			if c.method == "DELETE" && !strings.Contains(c.path, "/uploads/") {
+				status = 405
+				s.want(c.method+" "+c.path, a, status, "Allow", "*")
+			}
+			s.wantError(c.method+" "+c.path, a, status, registry.CodeDenied)
 			if !bytes.Contains(a.body, []byte(`"message":"This operation is not allowed on this registry."`)) {
 				t.Errorf("%s %s: %s", c.method, c.path, a.body)
 			}

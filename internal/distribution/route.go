@@ -42,6 +42,7 @@ var routes = []route{
 
 	{KindUploads, http.MethodPost, registry.ContentWrite, (*server).startUpload},
 	{KindUpload, http.MethodGet, registry.ContentWrite, (*server).uploadStatus},
+	{KindUpload, http.MethodHead, registry.ContentWrite, (*server).uploadStatus},
 	{KindUpload, http.MethodPatch, registry.ContentWrite, (*server).patchUpload},
 	{KindUpload, http.MethodPut, registry.ContentWrite, (*server).putUpload},
 	{KindUpload, http.MethodDelete, registry.ContentWrite, (*server).cancelUpload},
@@ -57,11 +58,11 @@ func find(k Kind, method string) (*route, error) {
 	return nil, registry.ErrUnsupported
 }
 
-// allowed lists the methods of a kind of path, for the Allow header.
-func allowed(k Kind) string {
+// allowed lists the methods of a kind of path but the one that was refused, for the Allow header.
+func allowed(k Kind, refused string) string {
 	var methods []string
 	for _, rt := range routes {
-		if rt.kind == k {
+		if rt.kind == k && rt.method != refused {
 			methods = append(methods, rt.method)
 		}
 	}

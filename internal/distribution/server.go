@@ -93,7 +93,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	rt, err := find(req.Kind, r.Method)
 	if err != nil {
-		w.Header().Set("Allow", allowed(req.Kind))
+		w.Header().Set("Allow", allowed(req.Kind, r.Method))
 		return err
 	}
 	ctx, err := s.access.Enter(r)
@@ -104,7 +104,10 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) error {
 		s.access.ChallengeFor(w.Header(), r, req.Repo, rt.action) // writeError takes it away unless the answer is 401
 		return err
 	}
-	return rt.handle(s, w, r.WithContext(ctx), req)
+	if err = rt.handle(s, w, r.WithContext(ctx), req); err != nil && asError(err).HTTPStatus() == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", allowed(req.Kind, r.Method)) // switched off by the mode, or locked
+	}
+	return err
 }
 
 // ping answers end-1: this is a registry, and the credentials are right.

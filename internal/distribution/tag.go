@@ -1,9 +1,13 @@
 package distribution
 
 import (
+	"cmp"
+	"context"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -11,7 +15,7 @@ import (
 // listTags answers end-8.
 func (s *server) listTags(w http.ResponseWriter, r *http.Request, req Request) error {
 	tags, more, err := page(req.Page, func(limit int) ([]string, error) {
-		return s.reg.Tags(r.Context(), req.Repo, req.Page.Last, limit)
+		return s.tagsAfter(r.Context(), req.Repo, req.Page.Last, limit)
 	})
 	if err != nil {
 		return err
@@ -23,6 +27,35 @@ func (s *server) listTags(w http.ResponseWriter, r *http.Request, req Request) e
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
 	}{req.Repo, tags})
+}
+
+// tagsAfter returns the first tags after one of them, in the order of the specification, which is that of letters
+// without case. The registry below has them in that of bytes, so all of them are looked at, a part at a time.
+func (s *server) tagsAfter(ctx context.Context, repo, last string, limit int) ([]string, error) {
+	var kept []string
+	for after := ""; ; {
+		part, err := s.reg.Tags(ctx, repo, after, registry.MaxPage)
+		if err != nil {
+			return nil, err
+		}
+		for _, tag := range part {
+			if last == "" || compareTags(tag, last) > 0 {
+				kept = append(kept, tag)
+			}
+		}
+		slices.SortFunc(kept, compareTags)
+		kept = kept[:min(len(kept), limit)]
+		if len(part) < registry.MaxPage {
+			return kept, nil
+		}
+		after = part[len(part)-1]
+	}
+}
+
+// compareTags is "case-insensitive alphanumeric order" (OCI distribution spec, "Listing Tags"); tags that differ in case
+// only are in that of bytes.
+func compareTags(a, b string) int {
+	return cmp.Or(strings.Compare(strings.ToLower(a), strings.ToLower(b)), strings.Compare(a, b))
 }
 
 // deleteTag answers end-9 for a tag; the manifest stays.

@@ -6,6 +6,7 @@ package filter
 
 import (
 	"context"
+	"net/http"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -29,13 +30,19 @@ func (denied) PutManifest(context.Context, string, registry.Reference, registry.
 	return registry.Descriptor{}, registry.ErrDenied
 }
 
-func (denied) DeleteManifest(context.Context, string, registry.Digest) error {
-	return registry.ErrDenied
-}
+// errNoDelete has ACR's code and text with the status that the specification wants of a registry that does not delete
+// (OCI distribution spec, "Content Management": 400 or 405).
+var errNoDelete = func() *registry.Error {
+	e := *registry.ErrDenied
+	e.Status = http.StatusMethodNotAllowed
+	return &e
+}()
 
-func (denied) DeleteTag(context.Context, string, string) error { return registry.ErrDenied }
+func (denied) DeleteManifest(context.Context, string, registry.Digest) error { return errNoDelete }
 
-func (denied) DeleteBlob(context.Context, string, registry.Digest) error { return registry.ErrDenied }
+func (denied) DeleteTag(context.Context, string, string) error { return errNoDelete }
+
+func (denied) DeleteBlob(context.Context, string, registry.Digest) error { return errNoDelete }
 
 // readOnly takes its reads from Reader and Lister, which lie shallower than those of denied.
 type readOnly struct {
