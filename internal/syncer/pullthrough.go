@@ -77,8 +77,17 @@ func (p *pullThrough) ResolveManifest(ctx context.Context, repo string, ref regi
 	if !isMiss(err) || registry.IsLocal(ctx) {
 		return d, err
 	}
-	m, err := p.miss(ctx, repo, ref, err)
-	return m.Descriptor, err
+	m, asked := p.miss(ctx, repo, ref, err)
+	if errors.Is(asked, registry.ErrUnavailable) && p.s.takesPushes() {
+		return registry.Descriptor{}, err // containerd looks for the tag before it pushes, and stops at anything but 404
+	}
+	return m.Descriptor, asked
+}
+
+// takesPushes reports whether a client that asks whether something is there may be one that pushes.
+func (s *Syncer) takesPushes() bool {
+	set, _ := s.snapshot()
+	return set.Mode == registry.ReadWrite
 }
 
 // miss takes a miss to the parent, unless it is of a platform that is not in scope.
@@ -107,10 +116,11 @@ func (p *pullThrough) GetBlob(ctx context.Context, repo string, d registry.Diges
 	return newGrowingReader(ctx, p.s.fetch.join(repo, want, transport.Waiting)), nil
 }
 
-// ResolveBlob answers for a blob that the parent has.
+// ResolveBlob answers for a blob that the parent has; where clients push, for what is here alone: a client that hears
+// that a blob is there does not upload it, and its manifest would be refused.
 func (p *pullThrough) ResolveBlob(ctx context.Context, repo string, d registry.Digest) (registry.Descriptor, error) {
 	desc, err := p.Registry.ResolveBlob(ctx, repo, d)
-	if !isMiss(err) || registry.IsLocal(ctx) {
+	if !isMiss(err) || registry.IsLocal(ctx) || p.s.takesPushes() {
 		return desc, err
 	}
 	return p.s.pulls.blob(ctx, repo, d, err)

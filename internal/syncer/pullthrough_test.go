@@ -76,3 +76,28 @@ func TestReferrersOfWhatIsNotHere(t *testing.T) {
 		t.Errorf("with the parent away: %v, %v", list, err)
 	}
 }
+
+// TestPushBelowAParent pushes to a ReadWrite registry an image whose base its parent has and it has not, as clients do,
+// which ask for the tag and for each blob first; with the parent there, and away.
+func TestPushBelowAParent(t *testing.T) {
+	for _, away := range []error{nil, registry.ErrUnavailable} {
+		p := newParent()
+		img := registrytest.NewImage(1, 1000)
+		push(t, p, "app", "v1", img)
+		set := settings(t, p, "app")
+		set.Mode = registry.ReadWrite
+		r := newServing(t, set)
+		p.set(func(p *parent) { p.away = away })
+		if _, err := r.served.ResolveManifest(t.Context(), "app", registry.TagReference("v2")); !errors.Is(err, registry.ErrManifestUnknown) && !errors.Is(err, registry.ErrNameUnknown) {
+			t.Errorf("parent %v: a tag that is to be pushed: %v", away, err)
+		}
+		for _, b := range img.Blobs {
+			if _, err := r.served.ResolveBlob(t.Context(), "app", b.Digest); !errors.Is(err, registry.ErrBlobUnknown) && !errors.Is(err, registry.ErrNameUnknown) {
+				t.Errorf("parent %v: a blob that is to be pushed: %v", away, err)
+			}
+		}
+		if err := registrytest.Push(t.Context(), r.served, "app", "v2", img); err != nil {
+			t.Errorf("parent %v: push: %v", away, err)
+		}
+	}
+}
