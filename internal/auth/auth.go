@@ -55,6 +55,7 @@ type Authenticator struct {
 	admits          bool // anonymous requests
 	life            time.Duration
 	keys            keys
+	verified        verified
 	tokens          atomic.Pointer[map[string]token]
 }
 

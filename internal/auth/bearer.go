@@ -101,32 +101,46 @@ func (a *Authenticator) check(text, use string) (Identity, error) {
 	if len(text) > maxToken {
 		return Identity{}, fmt.Errorf("a token of %d bytes", len(text))
 	}
-	var c claims
-	_, err := a.parser(use).ParseWithClaims(text, &c, func(t *jwt.Token) (any, error) {
-		for name := range t.Header {
+	sum := sha256.Sum256([]byte(text))
+	t, ok := a.verified.get(sum)
+	if _, known := a.verifier(t.key); !ok || !known || !t.in(a.clock.Now()) {
+		var err error
+		if t, err = a.parse(text, use); err != nil {
+			return Identity{}, err
+		}
+		a.verified.put(sum, t)
+	}
+	if t.claims.Use != use {
+		return Identity{}, errors.New("a token for another use")
+	}
+	i, err := a.holder(t.claims)
+	if err != nil {
+		return Identity{}, err
+	}
+	i.bearer, i.access = use == useAccess, t.claims.Access
+	return i, nil
+}
+
+// parse verifies what cannot change of a token, and that it is good now.
+func (a *Authenticator) parse(text, use string) (verifiedToken, error) {
+	var t verifiedToken
+	_, err := a.parser(use).ParseWithClaims(text, &t.claims, func(j *jwt.Token) (any, error) {
+		for name := range j.Header {
 			if name != "alg" && name != "typ" && name != "kid" {
 				return nil, errors.New("a header parameter that is not ours") // jwk, jku, x5u, x5c, crit
 			}
 		}
-		id, _ := t.Header["kid"].(string)
-		secret, ok := a.verifier(id)
+		t.key, _ = j.Header["kid"].(string)
+		secret, ok := a.verifier(t.key)
 		if !ok {
 			return nil, errors.New("a key that is not ours")
 		}
 		return secret, nil
 	})
-	switch {
-	case err != nil:
-		return Identity{}, err
-	case c.Use != use || len(c.Audience) != 1:
-		return Identity{}, errors.New("a token for another use")
+	if err == nil && (t.claims.Use != use || len(t.claims.Audience) != 1) {
+		err = errors.New("a token for another use")
 	}
-	i, err := a.holder(c)
-	if err != nil {
-		return Identity{}, err
-	}
-	i.bearer, i.access = use == useAccess, c.Access
-	return i, nil
+	return t, err
 }
 
 // parser is strict. It is made for each token: the audience is known from Open on only.
