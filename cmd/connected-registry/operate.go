@@ -43,23 +43,6 @@ func statusCommand() *cobra.Command {
 	return cmd
 }
 
-func syncCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "sync",
-		Short: "Run a sync iteration now and wait for its end",
-		Args:  cobra.NoArgs,
-	}
-	dataDir, output := dataDirFlag(cmd), outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		var s registry.Status
-		if err := module.Control(cmd.Context(), *dataDir, "POST", "/methods/sync", nil, &s); err != nil {
-			return err
-		}
-		return printStatus(cmd.OutOrStdout(), s, *output)
-	}
-	return cmd
-}
-
 func configCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Work on configuration documents"}
 	check := &cobra.Command{
@@ -104,6 +87,9 @@ func printStatus(w io.Writer, s registry.Status, output string) error {
 	row("PARENT", "%s %s %s", orDash(s.Parent.GatewayEndpoint), s.Parent.Kind, s.Parent.Mode)
 	row("LAST SYNC (UTC)", "%s %s %s", instant(s.Sync.LastSuccessfulSyncEndTime), s.Sync.SyncState, s.Sync.Error)
 	row("NEXT SYNC (UTC)", "%s", next(s))
+	if s.Sync.BytesBehind > 0 {
+		row("BEHIND", "%s", outlook(s))
+	}
 	row("LAST ITERATION", "%d tags moved, %d removed, %d requests, %s received", s.Sync.TagsMoved, s.Sync.TagsRemoved, s.Sync.Requests, size(s.Sync.BytesReceived))
 	row("LINK SINCE START", "%d requests, %s received, %s sent", s.Traffic.Requests, size(s.Traffic.BytesReceived), size(s.Traffic.BytesSent))
 	for _, b := range s.Budgets {
@@ -138,14 +124,32 @@ func printLists(w io.Writer, s registry.Status) {
 	for _, r := range s.Repositories {
 		state := "in sync"
 		if len(r.Behind) > 0 {
-			state = fmt.Sprintf("%d behind", len(r.Behind))
+			state = fmt.Sprintf("%d behind, %s", len(r.Behind), size(r.BytesBehind))
 		}
 		fmt.Fprintf(t, "%s\t%d\t%s\n", r.Repository, r.Tags, state)
 		for _, b := range r.Behind {
-			fmt.Fprintf(t, "  %s\t\t%s\n", orDash(b.Tag), orDash(b.Error))
+			fmt.Fprintf(t, "  %s\t\t%s\n", orDash(b.Tag), tagState(b))
 		}
 	}
+	if len(s.History) > 0 {
+		fmt.Fprintf(t, "\nITERATION (UTC)\tTOOK\tSTATE\tTAGS\tRECEIVED\n")
+	}
+	for _, h := range s.History[:min(len(s.History), 10)] {
+		state := strings.TrimSpace(fmt.Sprintf("%s %s", h.State, h.Error))
+		fmt.Fprintf(t, "%s\t%s\t%s\t+%d -%d\t%s\n", instant(h.StartTime), h.EndTime.Sub(h.StartTime).Round(time.Second), state, h.TagsMoved, h.TagsRemoved, size(h.BytesReceived))
+	}
 	_ = t.Flush() // standard output is gone
+}
+
+// tagState is what a tag that is not in sync waits for.
+func tagState(b registry.TagState) string {
+	if b.Error == "" {
+		return size(b.Bytes) + " to come"
+	}
+	if b.NextAttempt.IsZero() {
+		return b.Error
+	}
+	return fmt.Sprintf("%s; tried again at %s", b.Error, instant(b.NextAttempt))
 }
 
 func orDash(s string) string {

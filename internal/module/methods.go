@@ -70,7 +70,17 @@ func badPayload(format string, args ...any) error {
 	return e
 }
 
-func (m *Module) methodSync(ctx context.Context, _ []byte) (any, error) {
+// methodSync runs an iteration and returns the status after it, or with {"dryRun": true} what one would do.
+func (m *Module) methodSync(ctx context.Context, payload []byte) (any, error) {
+	var req struct {
+		DryRun bool `json:"dryRun"`
+	}
+	if err := parsePayload(payload, &req); err != nil {
+		return nil, err
+	}
+	if req.DryRun {
+		return m.syncer.Preview(ctx)
+	}
 	if err := m.syncer.Sync(ctx); err != nil {
 		return nil, registry.ErrUnavailable.WithMessage("%s", describe(err)).Wrap(err)
 	}

@@ -23,6 +23,7 @@ type Status struct {
 	Outbox           *OutboxStatus     `json:"outbox,omitempty"` // nil where nothing climbs
 	Configuration    ConfigStatus      `json:"configuration"`
 	Repositories     []RepositoryState `json:"repositories,omitempty"`
+	History          []SyncIteration   `json:"history,omitempty"` // the last iterations that did something or failed, newest first
 }
 
 // ParentStatus is what is known of the parent.
@@ -46,7 +47,63 @@ type SyncStatus struct {
 	BytesReceived             int64       `json:"bytesReceived"` // in that iteration, bodies
 	TagsMoved                 int         `json:"tagsMoved"`
 	TagsRemoved               int         `json:"tagsRemoved"`
+	TagsFailed                int         `json:"tagsFailed,omitempty"`
 	Error                     string      `json:"error,omitempty"`
+	BytesBehind               int64       `json:"bytesBehind,omitempty"`     // still to come, as far as known
+	BytesPerSecond            int64       `json:"bytesPerSecond,omitempty"`  // of the link: measured, or the configured limit; 0 is not known
+	EstimatedEndTime          time.Time   `json:"estimatedEndTime,omitzero"` // of the iteration under way
+}
+
+// SyncIteration is one iteration that is over.
+type SyncIteration struct {
+	Trigger       SyncTrigger `json:"trigger,omitempty"`
+	State         SyncState   `json:"state"`
+	StartTime     time.Time   `json:"startTime"`
+	EndTime       time.Time   `json:"endTime"`
+	Requests      int64       `json:"requests"`
+	BytesReceived int64       `json:"bytesReceived"`
+	TagsMoved     int         `json:"tagsMoved"`
+	TagsRemoved   int         `json:"tagsRemoved"`
+	TagsFailed    int         `json:"tagsFailed,omitempty"`
+	Error         string      `json:"error,omitempty"`
+}
+
+// SpeedSource says where an expected speed is from.
+type SpeedSource string
+
+// What the speed of the link is taken from.
+const (
+	SpeedMeasured   SpeedSource = "measured"   // over the last seconds in which bytes moved
+	SpeedConfigured SpeedSource = "configured" // the limit in force
+	SpeedUnknown    SpeedSource = "unknown"
+)
+
+// SyncPreview is what an iteration would do now.
+type SyncPreview struct {
+	Images         []PreviewImage   `json:"images"`            // in the order in which they would come
+	Removed        []PreviewRemoval `json:"removed,omitempty"` // tags that would go
+	Bytes          int64            `json:"bytes"`             // of all images; what they share counts once
+	BytesPerSecond int64            `json:"bytesPerSecond"`
+	SpeedSource    SpeedSource      `json:"speedSource"`
+	Seconds        int64            `json:"seconds"` // that the link would take; 0 while its speed is not known
+	FreeBytes      int64            `json:"freeBytes,omitempty"`
+	Budgets        []BudgetStatus   `json:"budgets,omitempty"`
+	NotListed      string           `json:"notListed,omitempty"` // why a part of the parent could not be listed
+}
+
+// PreviewImage is one image that would be fetched.
+type PreviewImage struct {
+	Repository string   `json:"repository"`
+	Tags       []string `json:"tags"`
+	Digest     Digest   `json:"digest"`
+	Bytes      int64    `json:"bytes"` // that are not here; what it shares with an image before it is not counted
+	Error      string   `json:"error,omitempty"`
+}
+
+// PreviewRemoval is the tags of one repository that would be removed.
+type PreviewRemoval struct {
+	Repository string   `json:"repository"`
+	Tags       []string `json:"tags"`
 }
 
 // ActivationStatus says whether the registry works with its parent (ARM connectedRegistries, activation.status).
@@ -107,6 +164,7 @@ type TransferStatus struct {
 	Digest     Digest `json:"digest"`
 	Size       int64  `json:"size"`     // bytes; 0 while unknown
 	Received   int64  `json:"received"` // bytes here, those of earlier runs included
+	Before     int64  `json:"before"`   // bytes of earlier runs
 	Waiting    bool   `json:"waiting"`  // between two attempts
 }
 
@@ -151,14 +209,18 @@ func (e FieldError) Error() string {
 
 // RepositoryState is one repository in scope: which tags stand as at the parent, and which do not and why.
 type RepositoryState struct {
-	Repository string     `json:"repository"`
-	Tags       int        `json:"tags"`
-	Behind     []TagState `json:"behind,omitempty"`
+	Repository  string     `json:"repository"`
+	Tags        int        `json:"tags"`
+	BytesBehind int64      `json:"bytesBehind,omitempty"` // that its tags still need, as far as known
+	Behind      []TagState `json:"behind,omitempty"`      // every other tag is in sync
 }
 
 // TagState is one tag that is not in sync.
 type TagState struct {
 	Tag    string `json:"tag"`
 	Digest Digest `json:"digest,omitempty"` // the parent's
+	Bytes  int64  `json:"bytes,omitempty"`  // that are not here yet, once known
 	Error  string `json:"error,omitempty"`
+
+	NextAttempt time.Time `json:"nextAttempt,omitzero"` // of a tag that failed; zero is with the next iteration
 }

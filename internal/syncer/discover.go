@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
@@ -89,17 +90,35 @@ func cursorKey(set Settings) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-func (s *Syncer) loadCursor(ctx context.Context, set Settings) (string, error) {
-	doc, err := s.store.Document(ctx, cursorDocument)
-	key, cursor, _ := strings.Cut(string(doc), " ")
-	if err != nil || key != cursorKey(set) {
-		return "", err
-	}
-	return cursor, nil
+// cursorState is the document of the cursor.
+type cursorState struct {
+	Key    string            `json:"key"`
+	Cursor string            `json:"cursor"`
+	Failed []registry.Change `json:"failed,omitempty"` // what the cursor is past although it is not here
 }
 
+// loadCursor returns the cursor, and remembers what failed before it.
+func (s *Syncer) loadCursor(ctx context.Context, set Settings) (string, error) {
+	doc, err := s.store.Document(ctx, cursorDocument)
+	var c cursorState
+	if err != nil || json.Unmarshal(doc, &c) != nil || c.Key != cursorKey(set) {
+		return "", err
+	}
+	s.remember(c.Failed)
+	return c.Cursor, nil
+}
+
+// saveCursor makes the cursor durable, with what failed: asking from here on does not bring it again.
 func (s *Syncer) saveCursor(ctx context.Context, set Settings, cursor string) error {
-	return s.store.PutDocument(ctx, cursorDocument, []byte(cursorKey(set)+" "+cursor))
+	failed := s.failures()
+	if len(failed) > maxFailed {
+		return nil
+	}
+	body, err := json.Marshal(cursorState{Key: cursorKey(set), Cursor: cursor, Failed: failed})
+	if err != nil {
+		return err
+	}
+	return s.store.PutDocument(ctx, cursorDocument, body)
 }
 
 // discoverChanges asks one of our own kind what changed since the last complete iteration: one request, and a few
@@ -214,9 +233,9 @@ func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing) (
 				case err == nil:
 					here[tag] = d.Digest
 				case alone:
-					l.failed = err
 					l.broken = append(l.broken, brokenTag{repo, tag, err})
-					delete(l.complete, repo) // what is not in the list is not gone
+					here[tag] = "" // it is there
+					s.note(registry.Change{Repository: repo, Tag: tag}, err)
 					return nil
 				}
 				return err

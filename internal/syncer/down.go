@@ -122,12 +122,18 @@ func (s *Syncer) manifest(ctx context.Context, repo string, d registry.Descripto
 			}
 		}
 	}
+	if m, ok := s.kept.get(d.Digest); ok {
+		return m, nil
+	}
 	set, _ := s.snapshot()
 	if set.Parent == nil {
 		return registry.Manifest{}, registry.ErrUnavailable.WithMessage("no parent is configured")
 	}
 	m, err := set.Parent.GetManifest(ctx, repo, registry.DigestReference(d.Digest))
 	s.contact(err)
+	if err == nil {
+		s.kept.put(m)
+	}
 	return m, err
 }
 

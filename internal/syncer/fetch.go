@@ -57,6 +57,7 @@ type transfer struct {
 	mu       sync.Mutex
 	holders  int
 	received int64
+	before   int64 // what was here when it began
 	waiting  bool
 	partial  registry.Partial // nil before it is open and after it ended
 	moved    chan struct{}    // closed at each step
@@ -200,7 +201,7 @@ func (t *transfer) open(ctx context.Context) (registry.Partial, error) {
 		p, err := t.f.s.store.Partial(ctx, t.want.Digest, t.want.Size)
 		if err == nil {
 			t.mu.Lock()
-			t.partial = p
+			t.partial, t.before = p, p.Size()
 			t.mu.Unlock()
 			t.step(p.Size(), false)
 			return p, nil
@@ -321,7 +322,7 @@ func (f *fetcher) snapshot() []registry.TransferStatus {
 	for _, t := range f.active {
 		t.mu.Lock()
 		list = append(list, registry.TransferStatus{
-			Repository: t.repo, Digest: t.want.Digest, Size: t.want.Size, Received: t.received, Waiting: t.waiting,
+			Repository: t.repo, Digest: t.want.Digest, Size: t.want.Size, Received: t.received, Before: min(t.before, t.received), Waiting: t.waiting,
 		})
 		t.mu.Unlock()
 	}

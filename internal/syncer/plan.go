@@ -46,6 +46,11 @@ type want struct {
 	digest registry.Digest
 	tags   []string
 	first  bool
+
+	bytes int64 // that are not here, once it is measured
+	err   error // why it did not come
+	done  bool
+	index int
 }
 
 // plan is what an iteration does.
@@ -70,6 +75,9 @@ func makePlan(set Settings, l listing, local map[string][]registry.LocalTag) pla
 		for tag, d := range tags {
 			if !set.Scope.MatchTag(repo, tag) {
 				continue
+			}
+			if d == "" {
+				continue // it is there; where it stands was not asked this time
 			}
 			if have, ok := here[tag]; ok && have.Digest == d && !have.Pushed {
 				continue

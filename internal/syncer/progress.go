@@ -11,19 +11,31 @@ import (
 )
 
 // begin marks an iteration as under way.
-func (s *Syncer) begin() {
+func (s *Syncer) begin(it iteration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.state.sync.SyncState = registry.SyncSyncing
-	s.state.sync.LastSyncStartTime = s.o.Clock.Now()
+	st := &s.state.sync
+	st.SyncState = registry.SyncSyncing
+	st.LastSyncStartTime = s.o.Clock.Now()
+	switch {
+	case it.asked:
+		st.SyncTrigger = registry.TriggerManualResync
+	case st.LastSuccessfulSyncEndTime.IsZero():
+		st.SyncTrigger = registry.TriggerInitialSync
+	default:
+		st.SyncTrigger = ""
+	}
 }
 
 // finish records the result of an iteration and returns its error.
 func (s *Syncer) finish(set Settings, was registry.Traffic, out outcome) error {
+	if out.err == nil {
+		out.err = s.failedTags()
+	}
 	now := s.o.Clock.Now()
 	s.mu.Lock()
 	st := &s.state.sync
-	st.LastSyncEndTime, st.TagsMoved, st.TagsRemoved, st.Error = now, out.moved, out.removed, ""
+	st.LastSyncEndTime, st.TagsMoved, st.TagsRemoved, st.TagsFailed, st.Error = now, out.moved, out.removed, out.failed, ""
 	if set.Parent != nil && was != (registry.Traffic{}) {
 		after := set.Parent.Traffic()
 		st.Requests, st.BytesReceived = after.Requests-was.Requests, after.BytesReceived-was.BytesReceived
@@ -45,10 +57,14 @@ func (s *Syncer) finish(set Settings, was registry.Traffic, out outcome) error {
 		}
 	}
 	s.mu.Unlock()
+	s.keepHistory(set, now)
 	if out.err != nil {
 		s.o.Logger.Warn("sync iteration ended early", "parent", set.ParentName, "error", out.err)
 	} else if out.moved+out.removed > 0 {
 		s.o.Logger.Info("sync iteration done", "parent", set.ParentName, "tagsMoved", out.moved, "tagsRemoved", out.removed)
+	}
+	if out.err != nil && !out.whole {
+		return partialError{out.err}
 	}
 	return out.err
 }
@@ -99,8 +115,27 @@ func (s *Syncer) recordRepositories(l listing, p plan, local map[string][]regist
 	}
 }
 
+// recordSizes records how many bytes the tags of measured images are behind.
+func (s *Syncer) recordSizes(wants []want) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range wants {
+		r := s.state.repos[w.repo]
+		r.Behind = slices.Clone(r.Behind)
+		for i, b := range r.Behind {
+			if b.Digest == w.digest && slices.Contains(w.tags, b.Tag) {
+				r.Behind[i].Bytes = 0
+				if b.Tag == w.tags[0] { // several tags of one image wait for the same bytes
+					r.Behind[i].Bytes = w.bytes
+				}
+			}
+		}
+		s.state.repos[w.repo] = r
+	}
+}
+
 // recordTags records that an image arrived or failed.
-func (s *Syncer) recordTags(w want, err error) {
+func (s *Syncer) recordTags(w want) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.state.repos[w.repo]
@@ -109,15 +144,16 @@ func (s *Syncer) recordTags(w want, err error) {
 	for _, tag := range w.tags {
 		i := slices.IndexFunc(r.Behind, func(b registry.TagState) bool { return b.Tag == tag })
 		switch {
-		case err == nil && i >= 0:
+		case i < 0:
+		case w.err == nil:
 			r.Behind = slices.Delete(r.Behind, i, i+1)
-		case err != nil && i >= 0:
-			r.Behind[i].Error = message(err)
+		default:
+			r.Behind[i].Error = message(w.err)
 		}
 	}
-	if err == nil {
+	if w.err == nil {
 		if tags, terr := s.store.TagStates(s.base, w.repo); terr == nil {
-			r.Tags = len(slices.DeleteFunc(tags, func(t registry.LocalTag) bool { return t.Digest == "" }))
+			r.Tags = len(tags)
 		}
 	}
 	s.state.repos[w.repo] = r
@@ -141,9 +177,9 @@ func (s *Syncer) Describe(out *registry.Status) {
 	out.Budgets = s.o.Link.Budgets()
 	out.LastActivityTime = s.state.lastContact
 	out.Sync = s.state.sync
-	for _, repo := range slices.Sorted(maps.Keys(s.state.repos)) {
-		out.Repositories = append(out.Repositories, s.state.repos[repo])
-	}
+	out.History = slices.Clone(s.state.history)
+	out.Repositories = s.repositoryStates()
+	s.estimate(out)
 	if s.settings.Parent != nil {
 		out.Traffic = s.settings.Parent.Traffic()
 	}

@@ -1,12 +1,9 @@
 package syncer
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -27,7 +24,8 @@ const (
 // Run runs iterations until ctx ends: when the schedule says so, when Sync asks for one, again after a failure, and,
 // with a continuous schedule under a parent of our own kind, whenever the parent changes.
 func (s *Syncer) Run(ctx context.Context) {
-	var lastDone, lastRun, retryAt time.Time
+	var lastRun, retryAt, until time.Time
+	lastDone := s.recall(ctx)
 	failures := 0
 	verify := true // the first iteration looks whether all that should be here still is
 	for ctx.Err() == nil {
@@ -35,7 +33,12 @@ func (s *Syncer) Run(ctx context.Context) {
 		asked, wake := s.triggered()
 		now := s.o.Clock.Now()
 		due := set.Schedule.At(now, lastDone)
-		pause := max(s.pause(set, due.Open, due.Next.Sub(now), retryAt.Sub(now), failures), lastRun.Add(pollGap).Sub(now))
+		pause := s.pause(set, due.Open, due.Next.Sub(now), retryAt.Sub(now), failures)
+		again, failed := s.nextRetry(now)
+		if failed = failed && failures == 0 && (until.IsZero() || now.Add(again).Before(until)); failed {
+			pause = min(pause, again)
+		}
+		pause = max(pause, lastRun.Add(pollGap).Sub(now))
 		if !asked {
 			pause = max(pause, s.spentFor(now))
 		}
@@ -45,9 +48,14 @@ func (s *Syncer) Run(ctx context.Context) {
 		} else if asked || pause <= 0 {
 			triggers := s.takeTriggers()
 			lastRun = now
-			err := s.iterate(ctx, set, changed, wake, iteration{
-				until: due.Until, verify: verify || len(triggers) > 0, poll: len(triggers) == 0 && !verify && failures == 0 && set.Schedule.Schedule.Continuous(),
-			})
+			it := iteration{until: due.Until, asked: len(triggers) > 0, verify: verify || len(triggers) > 0}
+			it.poll = !it.verify && failures == 0 && set.Schedule.Schedule.Continuous()
+			if !due.Open && !it.asked && failures == 0 && (!it.poll || s.kind() != registry.KindConnected) {
+				it.retry, it.until = true, until // only what failed by itself
+			} else {
+				until = due.Until
+			}
+			err := s.iterate(ctx, set, changed, wake, it)
 			if errors.Is(err, errInterrupted) {
 				s.putBack(triggers)
 				failures, lastDone, verify = 0, time.Time{}, true
@@ -55,7 +63,8 @@ func (s *Syncer) Run(ctx context.Context) {
 			}
 			s.answer(triggers, err)
 			switch {
-			case err == nil:
+			case it.retry && (err == nil || errors.As(err, new(partialError))):
+			case err == nil, errors.As(err, new(partialError)):
 				failures, lastDone, verify = 0, now, false
 			case errors.Is(err, errWindow):
 				lastDone = now
@@ -159,11 +168,19 @@ func window(ctx context.Context, err error) error {
 	return err
 }
 
+// partialError is of an iteration that went well but for some tags, which are tried again by themselves.
+type partialError struct{ error }
+
+// Unwrap returns what the first of them failed with.
+func (e partialError) Unwrap() error { return e.error }
+
 // iteration is one run.
 type iteration struct {
 	until  time.Time // its window's end; zero for none
+	asked  bool      // by the operator
 	verify bool      // also look for content that was here and is not any more
 	poll   bool      // let the parent hold its answer until something changes
+	retry  bool      // only what failed before
 }
 
 // iterate runs one iteration and records its result.
@@ -178,20 +195,26 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 	}
 	kind, err := s.probe(ctx, set)
 	if err != nil {
-		return s.finish(set, registry.Traffic{}, outcome{err: window(ctx, err)})
+		return s.finish(set, registry.Traffic{}, outcome{err: window(ctx, err), whole: true})
 	}
 	before := set.Parent.Traffic()
 	damaged := s.damaged(ctx)
 	poll := time.Duration(0)
 	if it.poll && kind == registry.KindConnected && len(damaged) == 0 {
-		poll = pollWait
+		poll = s.pollFor()
 	}
 	if poll == 0 {
-		s.begin()
+		s.begin(it)
 	} else {
 		s.setNext(time.Time{}) // when the parent changes
 	}
-	l, cursor, err := s.discover(ctx, set, kind, poll, wake)
+	l, cursor := newListing(), ""
+	if !it.retry {
+		l, cursor, err = s.discover(ctx, set, kind, poll, wake)
+	}
+	if err == nil {
+		err = s.again(ctx, set, &l, it.asked)
+	}
 	if errors.Is(err, errInterrupted) || ctx.Err() == context.Canceled {
 		return errInterrupted
 	}
@@ -199,25 +222,35 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 		err = s.meet(ctx, set, err)
 	}
 	if err != nil {
-		return s.finish(set, before, outcome{err: window(ctx, err)})
+		return s.finish(set, before, outcome{err: window(ctx, err), whole: true})
 	}
 	if err := s.heal(ctx, set, damaged); err != nil {
-		return s.finish(set, before, outcome{err: window(ctx, err)})
+		return s.finish(set, before, outcome{err: window(ctx, err), whole: true})
 	}
 	if l.nothing() && !it.verify {
 		return s.finish(set, before, outcome{})
 	}
 	if poll > 0 {
-		s.begin()
+		s.begin(it)
 	}
-	out := s.apply(ctx, set, kind, l, it.verify)
+	out := s.apply(ctx, set, kind, l, it)
 	if out.err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
 		return errInterrupted // what is not complete goes on under the new settings
 	}
-	if out.err == nil && cursor != "" {
-		out.err = s.saveCursor(ctx, set, cursor)
+	if cursor != "" && (out.err == nil || !out.whole) {
+		if err := s.saveCursor(ctx, set, cursor); err != nil {
+			out.err, out.whole = err, true
+		}
 	}
 	return s.finish(set, before, out)
+}
+
+// pollFor is how long the parent is asked to hold its answer: until a tag that failed is tried again.
+func (s *Syncer) pollFor() time.Duration {
+	if again, ok := s.nextRetry(s.o.Clock.Now()); ok {
+		return max(min(pollWait, again), 0)
+	}
+	return pollWait
 }
 
 // interruptOn interrupts what runs under ctx when sign is given.
@@ -246,187 +279,4 @@ func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.Paren
 		return l, "", errInterrupted
 	}
 	return l, cursor, err
-}
-
-// outcome is what an iteration did.
-type outcome struct {
-	moved, removed int
-	err            error
-}
-
-// apply carries a listing out: images in parallel, each visible as soon as it is complete; one that fails does not
-// keep the others, unless the parent is away or the disk is full.
-func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKind, l listing, verify bool) outcome {
-	local, err := s.local(ctx)
-	if err != nil {
-		return outcome{err: err}
-	}
-	p := makePlan(set, l, local)
-	if verify {
-		p.fetch = append(p.fetch, s.incomplete(ctx, set, l, local, p)...)
-	}
-	s.recordRepositories(l, p, local)
-	var out outcome
-	failed := make([]error, len(p.fetch))
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(set.Parallel)
-	for i, w := range p.fetch {
-		group.Go(func() error {
-			failed[i] = s.bring(gctx, image{
-				repo: w.repo, tags: w.tags, platforms: platformsOf(set.Scope, w), referrers: s.referrers(set, kind, l),
-				root: registry.Manifest{Descriptor: registry.Descriptor{Digest: w.digest}},
-			})
-			s.recordTags(w, failed[i])
-			if failed[i] != nil && !s.alone(gctx, set, failed[i]) {
-				return failed[i]
-			}
-			return nil
-		})
-	}
-	stopped := group.Wait()
-	for i, err := range failed {
-		if err == nil {
-			out.moved += len(p.fetch[i].tags)
-		} else if out.err == nil {
-			out.err = err
-		}
-	}
-	if stopped != nil {
-		out.err = stopped
-	}
-	if out.err == nil {
-		out.err = l.failed
-	}
-	if stopped == nil {
-		out.err = cmp.Or(out.err, s.lateReferrers(ctx, set, l))
-	}
-	if ctx.Err() != nil {
-		out.err = window(ctx, ctx.Err())
-	}
-	for repo, tags := range p.untag {
-		n, err := s.store.Untag(ctx, repo, tags)
-		out.removed += n
-		out.err = errors.Join(out.err, err)
-	}
-	return out
-}
-
-// platformsOf returns the platforms wanted by any of the tags; nil is all.
-func platformsOf(scope registry.Scope, w want) []string {
-	var all []string
-	for _, tag := range w.tags {
-		p := scope.Platforms(w.repo, tag)
-		if p == nil {
-			return nil
-		}
-		all = append(all, p...)
-	}
-	return all
-}
-
-// alone reports whether an error is of the one thing that was asked for, so that going on makes sense. A parent that
-// does not answer one question may be away, or be unable to read one file of its disk: it is asked who it is.
-func (s *Syncer) alone(ctx context.Context, set Settings, err error) bool {
-	switch {
-	case ctx.Err() != nil, errors.Is(err, registry.ErrDisk), errors.Is(err, registry.ErrBudget):
-		return false
-	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrUnauthorized):
-		_, _, err = set.Parent.Probe(ctx)
-		s.contact(err)
-		return err == nil
-	}
-	return true
-}
-
-// local lists the tags of every repository here.
-func (s *Syncer) local(ctx context.Context) (map[string][]registry.LocalTag, error) {
-	repos, err := allPages(func(after string) ([]string, error) {
-		return s.store.Repositories(ctx, after, registry.MaxPage)
-	})
-	local := make(map[string][]registry.LocalTag, len(repos))
-	for _, repo := range repos {
-		tags, terr := s.store.TagStates(ctx, repo)
-		if terr != nil {
-			return nil, terr
-		}
-		local[repo] = tags
-	}
-	return local, err
-}
-
-// incomplete lists images that stand here as they do at the parent but lack content: it was lost, or the scope takes
-// more platforms than before.
-func (s *Syncer) incomplete(ctx context.Context, set Settings, l listing, local map[string][]registry.LocalTag, p plan) []want {
-	planned := map[string]bool{}
-	for _, w := range p.fetch {
-		for _, t := range w.tags {
-			planned[w.repo+":"+t] = true
-		}
-	}
-	var list []want
-	for repo, tags := range local {
-		for _, t := range tags {
-			if t.Pushed || planned[repo+":"+t.Tag] || !set.Scope.MatchTag(repo, t.Tag) {
-				continue
-			}
-			w := want{repo: repo, digest: t.Digest, tags: []string{t.Tag}}
-			missing, err := s.store.Missing(ctx, repo, t.Digest, wantPlatforms(platformsOf(set.Scope, w)))
-			if err == nil && len(missing) == 0 {
-				continue
-			}
-			if l.complete[repo] && l.tags[repo][t.Tag] != t.Digest {
-				continue // it went at the parent
-			}
-			s.o.Logger.Info("an image is not complete here; it is fetched again", "repository", repo, "tag", t.Tag, "missing", len(missing))
-			list = append(list, w)
-		}
-	}
-	return list
-}
-
-// referrers returns how to find what refers to a manifest: in the list of changes when the parent gave one, by asking
-// otherwise.
-func (s *Syncer) referrers(set Settings, kind registry.ParentKind, l listing) referrersOf {
-	if kind != registry.KindConnected || !l.all {
-		return func(ctx context.Context, repo string, subject registry.Digest) ([]registry.Descriptor, error) {
-			list, err := set.Parent.Referrers(ctx, repo, subject, "")
-			s.contact(err)
-			return list, err
-		}
-	}
-	known := map[string][]registry.Descriptor{}
-	for _, c := range l.referrers {
-		key := c.Repository + "@" + c.Subject.String()
-		known[key] = append(known[key], registry.Descriptor{Digest: c.Digest})
-	}
-	return func(_ context.Context, repo string, subject registry.Digest) ([]registry.Descriptor, error) {
-		return known[repo+"@"+subject.String()], nil
-	}
-}
-
-// lateReferrers brings referrers that came to the parent after what they refer to was brought here. One that fails does
-// not keep the others; its error is returned.
-func (s *Syncer) lateReferrers(ctx context.Context, set Settings, l listing) error {
-	var failed error
-	for _, c := range l.referrers {
-		if !set.Scope.MatchRepository(c.Repository) {
-			continue
-		}
-		if _, err := s.store.ResolveManifest(ctx, c.Repository, registry.DigestReference(c.Digest)); err == nil {
-			continue
-		}
-		if _, err := s.store.ResolveManifest(ctx, c.Repository, registry.DigestReference(c.Subject)); err != nil {
-			continue // its subject is not in scope
-		}
-		img := image{repo: c.Repository, root: registry.Manifest{Descriptor: registry.Descriptor{Digest: c.Digest}}}
-		err := s.bring(ctx, img)
-		if err == nil || errors.Is(err, registry.ErrManifestUnknown) {
-			continue
-		}
-		if !s.alone(ctx, set, err) {
-			return err
-		}
-		failed = cmp.Or(failed, err)
-	}
-	return failed
 }

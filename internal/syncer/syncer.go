@@ -100,6 +100,8 @@ type Syncer struct {
 	triggers []chan error  // who waits for the next iteration
 	wake     chan struct{} // closed when a trigger is added
 	state    state
+	kept     keptManifests
+	retries  map[string]retry              // tags and referrers that failed by themselves
 	unhealed map[registry.Digest]time.Time // lost content that the parent did not have, and when it was asked
 }
 
@@ -114,6 +116,8 @@ type state struct {
 	failure     error // of the last contact; nil when it was good
 	refused     error // the two layers do not fit together
 	sync        registry.SyncStatus
+	history     []registry.SyncIteration // newest first
+	kept        time.Time                // when the history was made durable last
 	repos       map[string]registry.RepositoryState
 	failed      error // of the last iteration; nil when it was good
 }
@@ -143,6 +147,7 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	}
 	s := &Syncer{base: ctx, store: store, o: o, changed: make(chan struct{}), wake: make(chan struct{})}
 	s.state.repos = map[string]registry.RepositoryState{}
+	s.retries = map[string]retry{}
 	s.unhealed = map[registry.Digest]time.Time{}
 	s.fetch = newFetcher(s)
 	s.pulls = newPulls(s)
@@ -170,6 +175,7 @@ func (s *Syncer) Update(set Settings) {
 	if set.Parent != s.settings.Parent {
 		s.state.parent, s.state.info, s.state.probed = registry.ParentStatus{}, registry.LayerInfo{}, time.Time{}
 		s.state.failure, s.state.refused, s.state.failed = nil, nil, nil
+		clear(s.retries)
 	}
 	if set.Mode != s.settings.Mode {
 		s.state.probed, s.state.refused = time.Time{}, nil // the two have to meet again
