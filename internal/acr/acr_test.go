@@ -283,6 +283,59 @@ func TestPagesByTimeHold(t *testing.T) {
 	}
 }
 
+// TestHiddenFromLists: what has listEnabled false is in no list, in whatever order and however small the pages are, and
+// is found by its name.
+func TestHiddenFromLists(t *testing.T) {
+	f := newFixture(t, auth.Options{})
+	var images []registrytest.Image
+	for i := range 6 {
+		f.now = f.now.Add(time.Hour)
+		images = append(images, registrytest.NewImage(uint64(10+i), 10))
+		if err := registrytest.Push(t.Context(), f.store, "acme/lib", fmt.Sprintf("t%d", i), images[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hidden := []int{0, 2, 3, 5} // the first and the last of every order, and two neighbours
+	for _, i := range hidden {
+		for _, path := range []string{fmt.Sprintf("_tags/t%d", i), "_manifests/" + images[i].Digest.String()} {
+			if w := f.do("all", "PATCH", "/acr/v1/acme/lib/"+path, `{"listEnabled":false}`); w.Code != http.StatusOK {
+				t.Fatalf("%s: %d %s", path, w.Code, w.Body)
+			}
+			if w := f.do("all", "GET", "/acr/v1/acme/lib/"+path, ""); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"listEnabled":false`) {
+				t.Errorf("%s by name: %d %s", path, w.Code, w.Body)
+			}
+		}
+	}
+	for _, list := range []string{"_tags", "_manifests"} {
+		for _, order := range []string{"none", "timeasc", "timedesc"} {
+			for n := 1; n <= 3; n++ {
+				got := map[string]int{}
+				pages := 0
+				for next := fmt.Sprintf("/acr/v1/acme/lib/%s?orderby=%s&n=%d", list, order, n); next != ""; pages++ {
+					w := f.do("all", "GET", next, "")
+					var doc struct {
+						Tags      []struct{ Name string }
+						Manifests []struct{ Tags []string }
+					}
+					if err := json.Unmarshal(w.Body.Bytes(), &doc); err != nil || w.Code != http.StatusOK {
+						t.Fatalf("%s: %d %s", next, w.Code, w.Body)
+					}
+					for _, e := range doc.Tags {
+						got[e.Name]++
+					}
+					for _, e := range doc.Manifests {
+						got[e.Tags[0]]++
+					}
+					next, _, _ = strings.Cut(strings.TrimPrefix(w.Header().Get("Link"), "<"), ">")
+				}
+				if len(got) != 2 || got["t1"] != 1 || got["t4"] != 1 || pages != (2+n-1)/n {
+					t.Errorf("%s in order %s, %d a page: %v on %d pages, want t1 and t4 once each", list, order, n, got, pages)
+				}
+			}
+		}
+	}
+}
+
 // TestHostile sends requests of any shape: no answer is a fault, and every refusal is ACR's.
 func TestHostile(t *testing.T) {
 	f := newFixture(t, auth.Options{})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -181,10 +182,26 @@ func TestLockedFromSynchronisation(t *testing.T) {
 	}
 }
 
-// TestLockedFromCollection: a locked manifest that nothing else needs stays, with its blobs.
+// TestLockedFromCollection: a locked manifest that nothing else needs stays, with its blobs, in a collection of garbage
+// and when room is made for synchronisation.
 func TestLockedFromCollection(t *testing.T) {
+	for name, collect := range map[string]func(s *Store){
+		"collection": func(s *Store) {
+			if _, err := s.GC(t.Context(), GCOptions{Grace: -1}); err != nil {
+				t.Error(err)
+			}
+		},
+		"eviction": func(s *Store) { s.evict(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) { testLockedFrom(t, collect) })
+	}
+}
+
+func testLockedFrom(t *testing.T, collect func(s *Store)) {
+	t.Helper()
 	for _, locked := range []bool{false, true} {
-		s := openStore(t, t.TempDir(), Options{})
+		var now testTime
+		s := openStore(t, t.TempDir(), now.options())
 		one, two := registrytest.NewImage(1, 10), registrytest.NewImage(2, 10)
 		for _, image := range []registrytest.Image{one, two} {
 			for _, b := range image.Blobs {
@@ -199,9 +216,8 @@ func TestLockedFromCollection(t *testing.T) {
 				lock(t, s, registry.DigestReference(one.Digest), registry.AttributeChange{NoDelete: &yes})
 			}
 		}
-		if _, err := s.GC(t.Context(), GCOptions{Grace: -1}); err != nil {
-			t.Fatal(err)
-		}
+		now.pass(48 * time.Hour) // longer than anybody is thought to need what was replaced
+		collect(s)
 		_, err := s.GetManifest(t.Context(), "app", registry.DigestReference(one.Digest))
 		_, blobErr := s.ResolveBlob(t.Context(), "app", one.Blobs[1].Digest)
 		if locked != (err == nil) || locked != (blobErr == nil) {
