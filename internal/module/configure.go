@@ -70,6 +70,7 @@ func (m *Module) sourceName(source string) string {
 func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 	c.Parent = m.env.Parent(c.Parent)
 	m.mode.Store(c.Mode)
+	m.queueChanges(context.Background(), c)
 	m.store.SetLimits(int64(c.Storage.MaxMiB)<<20, int64(c.Storage.ReserveMiB)<<20)
 	m.auth.Update(c.ClientTokens, c.ScopeMaps)
 	if m.o.SetLevel != nil {
@@ -214,6 +215,7 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 		out.Storage = usage
 	}
 	out.StatusDetails = append(out.StatusDetails, m.damage(ctx)...)
+	out.StatusDetails = append(out.StatusDetails, m.droppedEvents(ctx)...)
 	m.syncer.Describe(&out)
 	out.Parent.GatewayEndpoint, out.Parent.Protocol = endpoint, protocol
 	m.mu.Lock()

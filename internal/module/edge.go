@@ -19,7 +19,7 @@ const (
 
 // newEdgeHub makes the module twin's source, or nil where there is no IoT Edge or a configuration file takes its place.
 func (m *Module) newEdgeHub(last twin.Record) *twin.EdgeHub {
-	if m.work == nil || m.o.ConfigFile != "" || m.o.Source != nil {
+	if !m.hasTwin() {
 		return nil
 	}
 	m.reporter = twin.NewReporter(func(ctx context.Context, p map[string]any) error { return m.hub.Report(ctx, p) }, twin.ReporterOptions{Log: m.log})
@@ -28,6 +28,9 @@ func (m *Module) newEdgeHub(last twin.Record) *twin.EdgeHub {
 		Product: "connected-registry/" + m.o.Version, Clock: m.clock, Dial: m.o.DialEdgeHub, Log: m.log,
 	})
 }
+
+// hasTwin reports whether the configuration is a module twin's.
+func (m *Module) hasTwin() bool { return m.work != nil && m.o.ConfigFile == "" && m.o.Source == nil }
 
 // watch follows the source of the configuration: the file that was named, else the module twin, else nothing.
 func (m *Module) watch(ctx context.Context) {

@@ -2,34 +2,32 @@ package module
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
 const (
-	// eventCursor is how far the changes of the content were told as events. With the store's own record of changes
-	// behind it, it is the whole queue: durable, in order, and no longer than there are tags.
-	eventCursor = "events/cursor"
-	// eventOutput is the module's output that carries them.
+	// eventOutput is the module's output that carries the events.
 	eventOutput = "registryEvents"
-	// eventPage is how many changes are told between two writes of the cursor.
+	// eventPage is how many events are told between two writes of what was told.
 	eventPage = 100
 	// eventRetry is the pause after edgeHub did not take one.
 	eventRetry = 10 * time.Second
 )
 
-// tell sends an event for each tag that came or went here and that a notification pattern selects. While edgeHub is
-// away they wait; of several moves of one tag the last is told.
+// tell sends an event for each manifest and tag that came or went here and that a notification pattern selects. The
+// store's journal is the queue: durable, in order and bounded. While edgeHub is away events wait there; an event that
+// was sent and is not known to have arrived is sent again with the same id.
 func (m *Module) tell(ctx context.Context) {
 	if m.hub == nil {
 		return
 	}
 	for ctx.Err() == nil {
-		changed := m.store.Changed()
+		changed := m.store.JournalChanged()
 		more, err := m.tellPage(ctx)
 		if more && err == nil {
 			continue
@@ -42,7 +40,7 @@ func (m *Module) tell(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-m.tellChanged: // with the first pattern, what is here already is noted as no news
+		case <-m.tellChanged:
 		case <-changed:
 		case <-retry:
 		}
@@ -50,8 +48,17 @@ func (m *Module) tell(ctx context.Context) {
 	}
 }
 
-// tellPage tells a page of changes; more is whether there is another. Without a pattern it does nothing, not even a
-// write.
+// queueChanges says to the store what it has to keep for others: events, where a pattern selects some and there is an
+// edgeHub to tell, and what clients change, where a parent takes it.
+func (m *Module) queueChanges(ctx context.Context, c registry.Config) {
+	climbing := c.Mode == registry.ReadWrite && c.Parent.GatewayEndpoint != ""
+	err := errors.Join(m.store.SetJournal(ctx, m.hasTwin() && len(c.Notifications) > 0), m.store.SetClimbing(ctx, climbing))
+	if err != nil && ctx.Err() == nil {
+		m.log.Error("what is queued for edgeHub and the parent may be incomplete until the next start", "error", err)
+	}
+}
+
+// tellPage tells a page of events; more is whether there is another.
 func (m *Module) tellPage(ctx context.Context) (more bool, err error) {
 	m.mu.Lock()
 	patterns := registry.ParseNotifications(m.config.Notifications)
@@ -59,45 +66,48 @@ func (m *Module) tellPage(ctx context.Context) (more bool, err error) {
 	if len(patterns) == 0 {
 		return false, nil
 	}
-	raw, err := m.store.Document(ctx, eventCursor)
-	if err != nil {
+	page, err := m.store.Journal(ctx, eventPage)
+	if err != nil || len(page.Events) == 0 {
 		return false, err
 	}
-	since := string(raw)
-	page, err := m.store.Changes(ctx, since, eventPage, func(string) bool { return true })
-	if err != nil || page.Cursor == since {
+	told := 0
+	for _, e := range page.Events {
+		if err = m.send(ctx, e, patterns); err != nil {
+			break
+		}
+		told++
+	}
+	if told == 0 {
 		return false, err
 	}
-	for _, c := range page.Entries {
-		e := m.event(ctx, page.Cursor, c)
-		if raw == nil || !patterns.Match(e) {
-			continue // what was here before the first pattern is no news
-		}
-		body, err := json.Marshal(e)
-		if err != nil {
-			return false, err
-		}
-		if err := m.hub.Output(ctx, eventOutput, body); err != nil {
-			return false, err
-		}
+	if page.Dropped > 0 {
+		m.log.Warn("events were dropped while edgeHub was away: there was no room for them", "dropped", page.Dropped)
 	}
-	return page.More, m.store.PutDocument(ctx, eventCursor, []byte(page.Cursor))
+	return page.Waiting > told, errors.Join(err, m.store.JournalTold(ctx, page.Seqs[told-1]))
 }
 
-// event makes the event of a change. Its id follows from the change, so that one that is sent twice can be known.
-func (m *Module) event(ctx context.Context, cursor string, c registry.Change) registry.Event {
-	sum := sha256.Sum256([]byte(cursor + "\n" + c.Repository + "\n" + c.Tag + "\n" + string(c.Digest)))
-	e := registry.Event{
-		ID: hex.EncodeToString(sum[:16]), Time: m.clock.Now(), Action: registry.EventPush,
-		Repository: c.Repository, Tag: c.Tag, Registry: m.name, Topic: registry.EventTopic("", m.name),
+// send sends one event, if anybody wants it.
+func (m *Module) send(ctx context.Context, e registry.Event, patterns registry.Notifications) error {
+	e.Registry, e.Topic = m.name, registry.EventTopic("", m.name)
+	if !patterns.Match(e) {
+		return nil
 	}
-	if c.Digest == "" {
-		e.Action = registry.EventDelete
-		return e
+	body, err := json.Marshal(e)
+	if err != nil {
+		return err
 	}
-	e.Target.Digest = c.Digest
-	if d, err := m.store.ResolveManifest(ctx, c.Repository, registry.DigestReference(c.Digest)); err == nil {
-		e.Target = d
+	return m.hub.Output(ctx, eventOutput, body)
+}
+
+// droppedEvents is the entry of the status for events that were dropped and that nobody was told of yet.
+func (m *Module) droppedEvents(ctx context.Context) []registry.StatusDetail {
+	page, err := m.store.Journal(ctx, 1)
+	if err != nil || page.Dropped == 0 {
+		return nil
 	}
-	return e
+	return []registry.StatusDetail{{
+		Type: "Parent", Code: "EventsDropped", Timestamp: m.clock.Now(),
+		Description: fmt.Sprintf("edgeHub takes no events: %d wait, and %d older ones were dropped, for there was no room for them. "+
+			"Look after edgeHub, or select fewer events with notifications.", page.Waiting, page.Dropped),
+	}}
 }

@@ -19,6 +19,8 @@ import (
 //	  changeFloor                       a cursor below it cannot be answered: tombstones were dropped
 //	  counts                            repositories, tags, manifests, blobs, bytes of blobs
 //	  recovering                        present while files wait for their rows
+//	  journal                           present while somebody wants to be told what comes and goes
+//	  journalDropped                    events that were dropped for want of room
 //	  climbing                          present while changes of clients are queued for the parent
 //	blobs/
 //	  <digest>                          size, time of commit, flags; manifests included
@@ -35,6 +37,8 @@ import (
 //	changes/
 //	  <seq>                             kind, time, repository, then tag or subject and digest; one for each living tag and
 //	                                    referrer, and for tags that went
+//	journal/                            absent until somebody wants to be told; the numbers have no gaps
+//	  <seq>                             came or went, time, repository, tag, digest, media type, size
 //	outbox/                             absent until something is queued
 //	  entries/
 //	    <seq>                           action, state, repository, tag, digest, base, who, when, attempts; see outboxrow.go
@@ -53,6 +57,7 @@ var (
 	bucketChanges   = []byte("changes")
 	bucketLocks     = []byte("locks") // absent in indexes of before it was there, until something is locked
 	bucketDocuments = []byte("documents")
+	bucketJournal   = []byte("journal") // absent until somebody wants to be told
 	bucketOutbox    = []byte("outbox")  // absent until something is queued
 	bucketEntries   = []byte("entries") // of it; so are tags and digests
 	bucketDigests   = []byte("digests")
@@ -63,7 +68,10 @@ var (
 	keyChangeFloor   = []byte("changeFloor")
 	keyCounts        = []byte("counts")
 	keyRecovering    = []byte("recovering")
+	keyJournal       = []byte("journal")
 	keyClimbing      = []byte("climbing")
+
+	keyJournalDropped = []byte("journalDropped")
 
 	bucketManifests = []byte("manifests")
 	bucketTags      = []byte("tags")

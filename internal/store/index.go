@@ -27,6 +27,7 @@ type tx struct {
 	writes  int  // rows changed; 0 at the end commits nothing
 	changed bool // tags or referrers changed
 	relock  bool // locks changed
+	told    bool // there are events to tell
 	delta   *outboxDelta
 }
 
@@ -203,8 +204,8 @@ func (s *Store) attempt(group []*call) (err error) {
 		}
 	}
 	s.outboxed.apply(t.delta)
-	if t.changed {
-		s.wake()
+	if t.changed || t.told {
+		s.wake(t)
 	}
 	return s.step("committed")
 }
@@ -241,10 +242,16 @@ func (s *Store) breakIndex(err error) error {
 	return registry.ErrUnavailable.WithMessage("the index of this registry is damaged: restart it to rebuild the index").Wrap(err)
 }
 
-// wake tells those who wait for a change.
-func (s *Store) wake() {
+// wake tells those who wait for what a transaction changed.
+func (s *Store) wake(t *tx) {
 	s.changedMu.Lock()
 	defer s.changedMu.Unlock()
-	close(s.changed)
-	s.changed = make(chan struct{})
+	if t.changed {
+		close(s.changed)
+		s.changed = make(chan struct{})
+	}
+	if t.told {
+		close(s.journaled)
+		s.journaled = make(chan struct{})
+	}
 }

@@ -115,7 +115,7 @@ func (s *Store) PutManifest(ctx context.Context, repo string, ref registry.Refer
 		if err := r.mayPush(ref.Tag, m.Digest); err != nil {
 			return err
 		}
-		if err := r.putManifest(m.Descriptor, row, refs); err != nil {
+		if err := r.putManifest(m.Descriptor, row, refs, ref.Tag != ""); err != nil {
 			return err
 		}
 		if err := r.queuePush(ref.Tag, m.Descriptor, row, principal(ctx)); err != nil || ref.Tag == "" {
@@ -235,7 +235,8 @@ func (s *Store) randomID() string {
 
 // putManifest writes the row of a manifest and of its place in a referrers list. A row that is there keeps what is
 // stronger: pushed by a client, pinned by digest.
-func (r *repoTx) putManifest(m registry.Descriptor, row manifestRow, refs registry.References) error {
+// One that is new and comes under no tag is told of.
+func (r *repoTx) putManifest(m registry.Descriptor, row manifestRow, refs registry.References, tagged bool) error {
 	key := digestKey(m.Digest)
 	if v := r.manifests.Get(key); v != nil {
 		if old, err := decodeManifest(v); err == nil {
@@ -247,6 +248,11 @@ func (r *repoTx) putManifest(m registry.Descriptor, row manifestRow, refs regist
 	} else {
 		row.created = r.t.now
 		r.t.counts.manifests++
+		if !tagged {
+			if err := r.tell(false, "", m.Digest, row); err != nil {
+				return err
+			}
+		}
 	}
 	for _, list := range [][]target{row.blobs, row.children} {
 		for _, t := range list {
@@ -273,6 +279,9 @@ func (r *repoTx) removeManifest(d registry.Digest, row manifestRow) error {
 		}
 	}
 	if err := r.dropLock(registry.DigestReference(d)); err != nil {
+		return err
+	}
+	if err := r.tell(true, "", d, row); err != nil {
 		return err
 	}
 	r.t.counts.manifests--

@@ -69,7 +69,7 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		dir: abs, fs: o.FS, clock: o.Clock, log: o.Logger, opts: o, cache: newCache(o.CacheBytes), uptime: o.uptime,
-		changed: make(chan struct{}), partials: map[registry.Digest]*partial{}, uploads: map[string]*session{},
+		changed: make(chan struct{}), journaled: make(chan struct{}), partials: map[registry.Digest]*partial{}, uploads: map[string]*session{},
 	}
 	s.tempPrefix = tempPrefix + s.randomID()[:8] + "-"
 	s.limits.reserve.Store(o.ReserveBytes)

@@ -20,7 +20,7 @@ const maxCounted = 50_000
 
 // outboxCounts sums up rows.
 type outboxCounts struct {
-	states [3]int64 // by index of outboxStates
+	states [4]int64 // by index of outboxStates
 	bytes  int64
 }
 
@@ -79,7 +79,7 @@ func (o *outboxState) apply(d *outboxDelta) {
 		o.counts.states[i] += d.states[i]
 	}
 	o.counts.bytes += d.bytes
-	if len(o.counted)+len(d.counted) > maxCounted || o.counted == nil || o.counts.states == [3]int64{} {
+	if len(o.counted)+len(d.counted) > maxCounted || o.counted == nil || o.counts.states == [4]int64{} {
 		o.counted = map[registry.Digest]struct{}{}
 	}
 	for _, x := range d.counted {
@@ -103,6 +103,7 @@ func (s *Store) loadOutbox(t *tx) error {
 		s.outboxed.changed = make(chan struct{})
 	}
 	s.climbing.Store(t.Bucket(bucketMeta).Get(keyClimbing) != nil)
+	s.journaling.Store(t.Bucket(bucketMeta).Get(keyJournal) != nil)
 	q, err := t.outbox(false)
 	if q == nil || err != nil {
 		return err
@@ -183,8 +184,11 @@ func (s *Store) OutboxNote(ctx context.Context, e registry.OutboxEntry) error {
 		if outboxActions[row.action] != e.Action || row.tag != e.Tag || row.digest != e.Digest {
 			return nil
 		}
-		if state == 0 && row.state != 0 {
-			row.since = q.t.now
+		if state < stateExpired && !row.underWay() {
+			row.requeued = q.t.now
+		}
+		if !e.Requeued.IsZero() {
+			row.requeued = e.Requeued.Unix()
 		}
 		row.state, row.attempts, row.next = byte(state), int64(max(e.Attempts, 0)), 0
 		if !e.NextAttempt.IsZero() {
@@ -216,7 +220,7 @@ func (s *Store) OutboxExpire(ctx context.Context, before time.Time) (expired int
 			c := q.entries.Cursor()
 			for k, v := c.Seek(seqKey(from + 1)); k != nil; k, v = c.Next() {
 				next = binary.BigEndian.Uint64(k)
-				if row, err := decodeOutbox(v); err == nil && row.state == 0 && row.since < limit {
+				if row, err := decodeOutbox(v); err == nil && row.state == stateWaiting && row.since() < limit {
 					due = append(due, next)
 				}
 				if more = len(due) >= outboxBatch; more {
@@ -225,7 +229,7 @@ func (s *Store) OutboxExpire(ctx context.Context, before time.Time) (expired int
 			}
 			for _, seq := range due {
 				row, _ := q.row(seq)
-				row.state = byte(slices.Index(outboxStates, registry.OutboxExpired))
+				row.state = stateExpired
 				if err := q.put(seq, row); err != nil {
 					return err
 				}
@@ -258,7 +262,7 @@ func (s *Store) OutboxStatus(ctx context.Context) (registry.OutboxStatus, error)
 	c, failure := s.outboxed.counts, s.outboxed.failure
 	s.outboxed.mu.Unlock()
 	out := registry.OutboxStatus{
-		Pending: int(c.states[0]), Expired: int(c.states[1]), Refused: int(c.states[2]), Bytes: max(c.bytes, 0), Error: failure,
+		Pending: int(c.states[0] + c.states[1]), Expired: int(c.states[2]), Refused: int(c.states[3]), Bytes: max(c.bytes, 0), Error: failure,
 	}
 	err := s.view(func(t *tx) error {
 		q, err := t.outbox(false)

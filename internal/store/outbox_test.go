@@ -308,7 +308,17 @@ func TestOutboxModel(t *testing.T) {
 					delete(m.pushed, d)
 				}
 			},
-			"deliver":                     func(rt *rapid.T) { m.climb(rt, false) },
+			"deliver": func(rt *rapid.T) { m.climb(rt, false) },
+			"deliver, to be asked once more": func(rt *rapid.T) {
+				entries, err := m.s.OutboxEntries(m.ctx, 0, 1)
+				if err == nil && m.climb(rt, true) {
+					entries[0].State = registry.OutboxDelivered
+					err = m.s.OutboxNote(m.ctx, entries[0])
+				}
+				if err != nil {
+					rt.Fatal(err)
+				}
+			},
 			"deliver and lose the answer": func(rt *rapid.T) { m.climb(rt, true) },
 			"move at the parent": func(rt *rapid.T) {
 				if err := registrytest.Push(m.ctx, m.parent, testRepo, rapid.SampledFrom(tags).Draw(rt, "tag"), image(rt)); err != nil {
@@ -318,7 +328,7 @@ func TestOutboxModel(t *testing.T) {
 			"sync": m.sync,
 			"refuse": func(rt *rapid.T) {
 				if entries, err := m.s.OutboxEntries(m.ctx, 0, 1); err != nil || len(entries) == 1 {
-					entries[0].State = rapid.SampledFrom(outboxStates).Draw(rt, "state")
+					entries[0].State = rapid.SampledFrom([]registry.OutboxState{registry.OutboxWaiting, registry.OutboxExpired, registry.OutboxRefused}).Draw(rt, "state")
 					if err := m.s.OutboxNote(m.ctx, entries[0]); err != nil {
 						rt.Fatal(err)
 					}

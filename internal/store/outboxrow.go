@@ -21,8 +21,15 @@ var outboxActions = map[byte]registry.OutboxAction{
 	rowPush: registry.OutboxPush, rowUntag: registry.OutboxUntag, rowDelete: registry.OutboxDelete,
 }
 
-// outboxStates has the code of each state as its index.
-var outboxStates = []registry.OutboxState{registry.OutboxWaiting, registry.OutboxExpired, registry.OutboxRefused}
+// outboxStates has the code of each state as its index. Rows of the first two are under way.
+var outboxStates = []registry.OutboxState{registry.OutboxWaiting, registry.OutboxDelivered, registry.OutboxExpired, registry.OutboxRefused}
+
+// Codes of states.
+const (
+	stateWaiting   = 0
+	stateDelivered = 1
+	stateExpired   = 2
+)
 
 // maxFailure bounds the text of an error in a row, in bytes.
 const maxFailure = 512
@@ -43,7 +50,7 @@ type outboxRow struct {
 	mediaType string
 	principal string
 	at        int64 // unix seconds of the acknowledgement
-	since     int64 // unix seconds since when it waits: its age for messageTtl
+	requeued  int64 // unix seconds of when somebody made it wait again; 0: nobody
 	bytes     int64 // of its content that no row before it had
 	attempts  int64
 	next      int64 // unix milliseconds of the next attempt; 0: none
@@ -71,7 +78,7 @@ func (r *reader) optionalDigest() registry.Digest {
 func (r outboxRow) encode() []byte {
 	b := putText(putText([]byte{r.action, r.state}, r.repo), r.tag)
 	b = putText(putMediaType(putDigest(putDigest(b, r.digest), r.base), r.mediaType), r.principal)
-	for _, v := range []int64{r.at, r.since, r.bytes, r.attempts, r.next} {
+	for _, v := range []int64{r.at, r.requeued, r.bytes, r.attempts, r.next} {
 		b = putInt(b, v)
 	}
 	b = putInt(putText(b, r.failure), int64(len(r.tags)))
@@ -90,7 +97,7 @@ func decodeOutbox(b []byte) (row outboxRow, err error) {
 	row.repo, row.tag = r.text(), r.text()
 	row.digest, row.base = r.optionalDigest(), r.optionalDigest()
 	row.mediaType, row.principal = r.mediaType(), r.text()
-	for _, v := range []*int64{&row.at, &row.since, &row.bytes, &row.attempts, &row.next} {
+	for _, v := range []*int64{&row.at, &row.requeued, &row.bytes, &row.attempts, &row.next} {
 		*v = r.int()
 	}
 	row.failure = r.text()
@@ -109,7 +116,35 @@ func (r outboxRow) entry(seq uint64) registry.OutboxEntry {
 	if r.next != 0 {
 		e.NextAttempt = time.UnixMilli(r.next).UTC()
 	}
+	if r.requeued != 0 {
+		e.Requeued = time.Unix(r.requeued, 0).UTC()
+	}
 	return e
+}
+
+// underWay reports whether the row is tried.
+func (r outboxRow) underWay() bool { return r.state < stateExpired }
+
+// since is from when its age for messageTtl counts, in unix seconds.
+func (r outboxRow) since() int64 { return max(r.at, r.requeued) }
+
+// standing is where a tag of the row stands at the parent: where it did before the row, or where the row put it.
+func (r outboxRow) standing(tag string) registry.Digest {
+	i := slices.IndexFunc(r.tags, func(t baseTag) bool { return t.tag == tag })
+	switch {
+	case r.state == stateDelivered && r.action == rowPush:
+		return r.digest
+	case r.state == stateDelivered:
+		return ""
+	case i >= 0:
+		return r.tags[i].base
+	}
+	return r.base
+}
+
+// wait makes a row be tried again at once.
+func (r *outboxRow) wait(now int64) {
+	r.state, r.requeued, r.attempts, r.next, r.failure = stateWaiting, now, 0, 0, ""
 }
 
 // outboxTx is the outbox within a transaction.
@@ -183,13 +218,13 @@ func (q *outboxTx) ofDigest(repo string, d registry.Digest, action byte) (seqs [
 
 // put writes a row and what finds it.
 func (q *outboxTx) put(seq uint64, row outboxRow) error {
-	if old, ok := q.row(seq); ok {
-		q.t.outboxDelta().add(old, -1)
+	delta := q.t.outboxDelta()
+	old, had := q.row(seq)
+	if had {
+		delta.add(old, -1)
 	}
-	q.t.outboxDelta().add(row, 1)
-	if row.state == 0 {
-		q.t.outboxDelta().woken = true
-	}
+	delta.add(row, 1)
+	delta.woken = delta.woken || row.underWay() && !(had && old.underWay())
 	tags := row.tags
 	if row.tag != "" {
 		tags = []baseTag{{tag: row.tag}}
@@ -214,7 +249,7 @@ func (q *outboxTx) add(row outboxRow) error {
 	if err != nil {
 		return err
 	}
-	row.at, row.since = q.t.now, q.t.now
+	row.at = q.t.now
 	return q.put(seq, row)
 }
 

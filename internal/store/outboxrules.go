@@ -138,15 +138,10 @@ func (q *outboxTx) takeTag(r *repoTx, tag string) (registry.Digest, error) {
 		return r.base(tag), nil
 	}
 	if row.action != rowDelete {
-		return row.base, q.remove(seq, row)
+		return row.standing(tag), q.remove(seq, row)
 	}
-	var base registry.Digest
-	row.tags = slices.DeleteFunc(row.tags, func(t baseTag) bool {
-		if t.tag == tag {
-			base = t.base
-		}
-		return t.tag == tag
-	})
+	base := row.standing(tag)
+	row.tags = slices.DeleteFunc(row.tags, func(t baseTag) bool { return t.tag == tag })
 	if err := q.forgetTag(seq, r.name, tag); err != nil {
 		return "", err
 	}
@@ -162,9 +157,9 @@ func (q *outboxTx) replace(r *repoTx, tag string, d registry.Digest) (done bool,
 		base, err = q.takeTag(r, tag)
 		return false, base, err
 	case row.digest == d:
-		return true, row.base, q.revive(seq)
+		return true, "", q.revive(seq)
 	}
-	base = row.base
+	base = row.standing(tag)
 	if slices.Index(q.ofDigest(r.name, row.digest, rowPush), seq) > 0 {
 		return false, base, q.remove(seq, row) // it is queued in an earlier place
 	}
@@ -178,15 +173,10 @@ func (q *outboxTx) replace(r *repoTx, tag string, d registry.Digest) (done bool,
 	return false, base, q.put(seq, row)
 }
 
-// wait makes a row be tried again at once.
-func (r *outboxRow) wait(now int64) {
-	r.state, r.since, r.attempts, r.next, r.failure = 0, now, 0, 0, ""
-}
-
 // revive makes a row wait that is expired or refused.
 func (q *outboxTx) revive(seq uint64) error {
 	row, ok := q.row(seq)
-	if !ok || row.state == 0 {
+	if !ok || row.underWay() {
 		return nil
 	}
 	row.wait(q.t.now)
@@ -205,7 +195,7 @@ func (q *outboxTx) endDelete(r *repoTx, d registry.Digest, tag, principal string
 			return err
 		}
 		for _, t := range row.tags {
-			if t.tag == tag || !r.t.s.climbing.Load() {
+			if t.tag == tag || row.state == stateDelivered || !r.t.s.climbing.Load() {
 				continue
 			}
 			if err := q.add(outboxRow{action: rowUntag, repo: r.name, tag: t.tag, digest: d, base: t.base, principal: principal}); err != nil {

@@ -11,24 +11,27 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
-// SetClimbing says whether what clients change here is queued for the parent, durably. When it is switched on, and at
-// each start, what clients pushed and no row tells of is queued too, so that neither a change of the mode nor an upgrade
+// SetClimbing says whether what clients change here is queued for the parent, durably. When it is switched on, and the
+// first time after each start, what clients pushed and no row tells of is queued too, so that neither a change of the mode nor an upgrade
 // nor a rebuilt index forgets it. When it is switched off the rows that are there stay.
 func (s *Store) SetClimbing(ctx context.Context, on bool) error {
+	s.climbing.Store(on)
 	err := s.update(ctx, func(t *tx) error {
 		if on {
 			return t.put(t.Bucket(bucketMeta), keyClimbing, []byte{1})
 		}
 		return t.remove(t.Bucket(bucketMeta), keyClimbing)
 	})
-	if err != nil {
+	if err != nil || !on {
+		s.seeded.Store(false)
 		return err
 	}
-	s.climbing.Store(on)
-	if !on {
+	if s.seeded.Load() {
 		return nil
 	}
-	return s.seedOutbox(ctx)
+	err = s.seedOutbox(ctx)
+	s.seeded.Store(err == nil)
+	return err
 }
 
 // seed is a push that has to be in the outbox.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -70,19 +71,23 @@ func (s *Store) CommitImage(ctx context.Context, image registry.Image) (kept []s
 		if r.locks().Of().NoWrite {
 			return r.refuse("image", list[len(list)-1].Digest.String())
 		}
-		for _, m := range list {
-			if err := r.commitManifest(m); err != nil {
+		root := list[len(list)-1]
+		_, missing := r.manifest(root.Digest)
+		for i, m := range list {
+			if err := r.commitManifest(m, i == len(list)-1 && len(image.Tags) > 0); err != nil {
 				return err
 			}
 		}
-		root := list[len(list)-1].Digest
 		if len(image.Tags) == 0 {
-			return r.pin(root)
+			return r.pin(root.Digest)
 		}
-		if kept, err = r.syncTags(image.Tags, root); err == nil && len(kept) == len(image.Tags) {
-			err = r.loosen(root) // no tag took it
+		if kept, err = r.syncTags(image.Tags, root.Digest); err != nil || len(kept) < len(image.Tags) {
+			return err
 		}
-		return err
+		if missing != nil { // no tag took it, so no tag told of it
+			err = r.tell(false, "", root.Digest, root.row)
+		}
+		return cmp.Or(err, r.loosen(root.Digest))
 	}
 	if omitOrder {
 		_ = s.update(ctx, rows)
@@ -203,7 +208,7 @@ func (s *Store) placeManifest(m registry.Manifest) error {
 }
 
 // commitManifest writes the rows of one manifest of an image.
-func (r *repoTx) commitManifest(m parsedManifest) error {
+func (r *repoTx) commitManifest(m parsedManifest, tagged bool) error {
 	if err := r.t.holdBlob(m.Digest, m.Size); err != nil {
 		return err
 	}
@@ -215,7 +220,7 @@ func (r *repoTx) commitManifest(m parsedManifest) error {
 			return err
 		}
 	}
-	return r.putManifest(m.Descriptor, m.row, m.refs)
+	return r.putManifest(m.Descriptor, m.row, m.refs, tagged)
 }
 
 // loosen marks a manifest that lost a tag to synchronisation: when nothing needs it, it goes after collection's grace.

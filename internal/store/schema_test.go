@@ -47,7 +47,7 @@ func observedSchema(t *testing.T, s *Store) map[string]bool {
 	t.Helper()
 	paths := map[string]bool{}
 	variable := map[string]string{
-		"blobs/": "<digest>", "repos/": "<repo>/", "changes/": "<seq>", "documents/": "<name>", "locks/": "<repo><0>[<kind><tag or digest>]",
+		"blobs/": "<digest>", "repos/": "<repo>/", "changes/": "<seq>", "documents/": "<name>", "journal/": "<seq>", "locks/": "<repo><0>[<kind><tag or digest>]",
 		"repos/<repo>/manifests/": "<digest>", "repos/<repo>/tags/": "<tag>", "repos/<repo>/links/": "<digest>",
 		"repos/<repo>/referrers/": "<subject digest><digest>",
 		"outbox/entries/":         "<seq>", "outbox/tags/": "<repo><0><tag>", "outbox/digests/": "<repo><0><digest><seq>",
@@ -86,6 +86,9 @@ func observedSchema(t *testing.T, s *Store) map[string]bool {
 func TestSchema(t *testing.T) {
 	s := openStore(t, t.TempDir(), Options{})
 	image := registrytest.NewImage(1, 100)
+	if err := errors.Join(s.SetClimbing(t.Context(), true), s.SetJournal(t.Context(), true)); err != nil {
+		t.Fatal(err)
+	}
 	for tag, i := range map[string]registrytest.Image{"latest": image, "": registrytest.NewReferrer(2, image.Descriptor, "application/vnd.example")} {
 		if err := registrytest.Push(t.Context(), s, testRepo, tag, i); err != nil {
 			t.Fatal(err)
@@ -94,8 +97,9 @@ func TestSchema(t *testing.T) {
 	locked := true
 	err := errors.Join(s.PutDocument(t.Context(), "config", []byte("{}")),
 		s.SetAttributes(t.Context(), testRepo, registry.TagReference("latest"), registry.AttributeChange{NoWrite: &locked}),
-		s.SetClimbing(t.Context(), true),
-		s.update(t.Context(), func(t *tx) error { return t.put(t.Bucket(bucketMeta), keyRecovering, []byte{1}) }))
+		s.update(t.Context(), func(t *tx) error {
+			return errors.Join(t.put(t.Bucket(bucketMeta), keyRecovering, []byte{1}), t.putNumber(keyJournalDropped, 1))
+		}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,14 +147,18 @@ func TestRows(t *testing.T) {
 		},
 		"tag made before": {tagRow{digest: d, pushed: true, at: 9, seq: 2, created: 4}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
 		"lock":            {encodeLock(registry.Attributes{NoWrite: true, NoList: true}), func(b []byte) ([]byte, error) { a, err := decodeLock(b); return encodeLock(a), err }},
+		"journal": {
+			journalRow{deleted: true, at: 1, repo: "a/b", tag: "t", digest: d512, mediaType: "x/y", size: 1 << 40}.encode(),
+			func(b []byte) ([]byte, error) { r, err := decodeJournal(b); return r.encode(), err },
+		},
 		"outbox": {
 			outboxRow{
 				action: rowDelete, state: 2, repo: "a/b", tag: "t", digest: d512, base: d, mediaType: registry.MediaTypeImageIndex, principal: "line",
-				at: 1, since: 2, bytes: 1 << 40, attempts: 4, next: 5, failure: "DENIED", tags: []baseTag{{"x", d}, {"y", ""}},
+				at: 1, requeued: 2, bytes: 1 << 40, attempts: 4, next: 5, failure: "DENIED", tags: []baseTag{{"x", d}, {"y", ""}},
 			}.encode(),
 			func(b []byte) ([]byte, error) { r, err := decodeOutbox(b); return r.encode(), err },
 		},
-		"tag":             {tagRow{digest: d, pushed: true, at: 1, seq: 2}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
+		"tag": {tagRow{digest: d, pushed: true, at: 1, seq: 2}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
 		"referrer": {referrerBytes, func(b []byte) ([]byte, error) {
 			r, err := decodeReferrer(b)
 			if err != nil {
@@ -195,6 +203,7 @@ func FuzzRows(f *testing.F) {
 		_, _ = decodeChange(b)
 		_, _ = decodeLock(b)
 		_, _ = decodeOutbox(b)
+		_, _ = decodeJournal(b)
 		_ = decodeCounts(b)
 	})
 }

@@ -72,10 +72,14 @@ type Store struct {
 	recovering atomic.Bool
 
 	climbing atomic.Bool // what clients change is queued for the parent
+	seeded   atomic.Bool // by this process, since it was switched on
 	outboxed outboxState
+
+	journaling atomic.Bool // what comes and goes is noted for those who want to be told
 
 	changedMu sync.Mutex
 	changed   chan struct{}
+	journaled chan struct{}
 
 	leases    leases
 	content   contentLocks

@@ -45,6 +45,9 @@ func (r *repoTx) moveTag(tag string, d registry.Digest, pushed bool) error {
 	if row.seq, err = r.t.nextSeq(changeRow{kind: changeTag, repo: r.name, tag: tag}); err != nil {
 		return err
 	}
+	if err := r.tellTag(false, tag, d); err != nil {
+		return err
+	}
 	return r.t.put(r.tags, []byte(tag), row.encode())
 }
 
@@ -55,6 +58,9 @@ func (r *repoTx) removeTag(tag string) error {
 	}
 	if row, err := r.tag(tag); err == nil {
 		if err := r.t.remove(r.t.Bucket(bucketChanges), seqKey(row.seq)); err != nil {
+			return err
+		}
+		if err := r.tellTag(true, tag, row.digest); err != nil {
 			return err
 		}
 	}

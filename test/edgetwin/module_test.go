@@ -3,10 +3,12 @@ package edgetwin
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -262,9 +264,83 @@ func TestModuleSendsEvents(t *testing.T) {
 	}
 }
 
+// delete asks for the removal of a tag or, by digest, of a manifest.
+func (r *running) delete(repo, ref string) {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodDelete, "http://"+r.addr+"/v2/"+repo+"/manifests/"+ref, http.NoBody)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	req.SetBasicAuth("maintainer", "secret of a test")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil || resp.StatusCode != http.StatusAccepted {
+		r.t.Fatalf("delete of %s: %v %v", ref, resp, err)
+	}
+	_ = resp.Body.Close()
+}
+
+// TestModuleSendsEveryEvent: while edgeHub is away one tag moves again and again, a manifest is pushed by digest alone,
+// a tag and a manifest are deleted. Each of these is told of afterwards, in order, with its digest.
+func TestModuleSendsEveryEvent(t *testing.T) {
+	d := newDevice(t, map[string]any{
+		"schemaVersion": "1.0", "mode": "ReadWrite", "notifications": map[string]any{"all": "*:*"},
+		"scopeMaps": map[string]any{"all": "repositories/*/content/delete repositories/*/metadata/write"},
+		"clientTokens": map[string]any{"maintainer": map[string]any{
+			"scopeMap": "all", "status": "enabled", "password1": fmt.Sprintf("sha256:%x", sha256.Sum256([]byte("secret of a test"))),
+		}},
+	})
+	r := run(t, d, t.TempDir())
+	r.until("the twin is in force", func() bool { return strings.Contains(r.reported(), `"notifications":{"ac":200`) })
+	d.SetFaults(func(f *edgesim.Faults) { f.HubDown = true })
+	var want []string
+	note := func(action, tag string, img registrytest.Image) {
+		want = append(want, fmt.Sprintf("%s %q %s %d", action, tag, img.Digest, img.Size))
+	}
+	var images []registrytest.Image
+	for n := range uint64(5) {
+		images = append(images, registrytest.NewImage(n+1, 100))
+		r.push("acme/tool", "latest", images[n])
+		note("push", "latest", images[n])
+	}
+	alone := registrytest.NewImage(9, 100)
+	r.push("acme/tool", alone.Digest.String(), alone)
+	note("push", "", alone)
+	r.delete("acme/tool", "latest")
+	note("delete", "latest", images[4])
+	r.push("acme/tool", "v1", images[2])
+	note("push", "v1", images[2])
+	r.delete("acme/tool", images[2].Digest.String())
+	note("delete", "v1", images[2])
+	note("delete", "", images[2])
+	d.SetFaults(func(f *edgesim.Faults) { f.HubDown = false })
+	told := func() (list []string) {
+		seen := map[string]bool{}
+		for _, e := range r.sent() {
+			if !seen[e.ID] { // one that was sent again has its id
+				list = append(list, fmt.Sprintf("%s %q %s %d", e.Action, e.Tag, e.Target.Digest, e.Target.Size))
+			}
+			seen[e.ID] = true
+		}
+		return list
+	}
+	r.until("the last event arrives", func() bool { return len(told()) >= len(want) })
+	if got := told(); !slices.Equal(got, want) {
+		t.Errorf("events:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 // events are what came out of the module's output, as action and subject.
 func (r *running) events() []string {
 	var list []string
+	for _, e := range r.sent() {
+		list = append(list, string(e.Action)+" "+e.Subject())
+	}
+	return list
+}
+
+// sent are the events that came out of the module's output.
+func (r *running) sent() []registry.Event {
+	var list []registry.Event
 	for _, m := range r.d.Messages(id) {
 		if m.Output != "registryEvents" {
 			continue
@@ -273,7 +349,7 @@ func (r *running) events() []string {
 		if err := json.Unmarshal(m.Payload, &e); err != nil {
 			r.t.Fatalf("%s: %v", m.Payload, err)
 		}
-		list = append(list, string(e.Action)+" "+e.Subject())
+		list = append(list, e)
 	}
 	return list
 }
