@@ -182,7 +182,7 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	m.mu.Lock()
 	out.Configuration = m.source
 	endpoint, protocol := m.config.Parent.GatewayEndpoint, m.config.Parent.Protocol
-	details := maps.Clone(m.details)
+	details, scope := maps.Clone(m.details), m.config.Scope()
 	m.mu.Unlock()
 	out.Activation.Status = registry.Inactive
 	out.LoginServer = registry.LoginServer{Host: m.env.LoginServer, TLS: registry.LoginServerTLS{Status: "Disabled"}}
@@ -204,6 +204,9 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	}
 	invalid(m.sourceName(out.Configuration.Source), out.Configuration.Errors)
 	invalid("environment", m.envErrs)
+	if m.edge.Present() {
+		out.StatusDetails = append(out.StatusDetails, proxyTrouble(scope, out.Configuration.Applied)...)
+	}
 	select {
 	case <-m.opened:
 	default:

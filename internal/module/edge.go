@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -123,4 +125,21 @@ func (m *Module) unavailable(from string, err error) {
 		Type: "Configuration", Code: code,
 		Description: "the " + from + " cannot be used (" + err.Error() + "); the last good configuration stays in force",
 	})
+}
+
+// proxyTrouble is the entry of the status for repositories in scope whose path the stock API proxy of a layer with a
+// registry takes for a path of edgeHub: it sends every path with twins/ in it there, and clients get status 500.
+func proxyTrouble(scope registry.Scope, at time.Time) []registry.StatusDetail {
+	var list []registry.StatusDetail
+	for _, rule := range scope {
+		if !strings.Contains(strings.TrimSuffix(rule.Repository, "*")+"/", "twins/") {
+			continue
+		}
+		list = append(list, registry.StatusDetail{
+			Type: "Configuration", Code: "RepositoryBehindProxy", Timestamp: at,
+			Description: fmt.Sprintf("repositories: the stock API proxy sends paths with twins/ to edgeHub, so %s cannot be pulled through it: "+
+				"give the repository another name, or pull it without the proxy", rule.Repository),
+		})
+	}
+	return list
 }

@@ -35,7 +35,7 @@ type running struct {
 }
 
 // run starts the module as edgeAgent does, with its environment and no configuration file.
-func run(t *testing.T, d *edgesim.Device, dir string) *running {
+func run(t *testing.T, d *edgesim.Device, dir string, change ...func(*module.Options)) *running {
 	t.Helper()
 	env := d.Env(id)
 	r := &running{t: t, d: d, log: &logText{}}
@@ -43,26 +43,28 @@ func run(t *testing.T, d *edgesim.Device, dir string) *running {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	addrs := make(chan string, 2)
-	go func() {
-		done <- module.Run(ctx, module.Options{
-			DataDir: dir, Listen: "service", ListenTLS: "tls", AnonymousPull: true, AnonymousPush: true, Version: "test",
-			Lookup: func(name string) (string, bool) { s, ok := env[name]; return s, ok },
-			Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-			Ready:  func(addr string) { ready <- addr },
-			ListenNet: func(ctx context.Context, network, _ string) (net.Listener, error) {
-				l, err := (&net.ListenConfig{}).Listen(ctx, network, "127.0.0.1:0")
-				if err == nil {
-					addrs <- l.Addr().String()
-				}
-				return l, err
-			},
-			DialEdgeHub: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				_, port, _ := net.SplitHostPort(addr)
-				to := map[string]string{"8883": d.MQTTAddr(), "443": d.HTTPSAddr()}[port]
-				return (&net.Dialer{}).DialContext(ctx, network, to)
-			},
-		})
-	}()
+	o := module.Options{
+		DataDir: dir, Listen: "service", ListenTLS: "tls", AnonymousPull: true, AnonymousPush: true, Version: "test",
+		Lookup: func(name string) (string, bool) { s, ok := env[name]; return s, ok },
+		Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Ready:  func(addr string) { ready <- addr },
+		ListenNet: func(ctx context.Context, network, _ string) (net.Listener, error) {
+			l, err := (&net.ListenConfig{}).Listen(ctx, network, "127.0.0.1:0")
+			if err == nil {
+				addrs <- l.Addr().String()
+			}
+			return l, err
+		},
+		DialEdgeHub: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			_, port, _ := net.SplitHostPort(addr)
+			to := map[string]string{"8883": d.MQTTAddr(), "443": d.HTTPSAddr()}[port]
+			return (&net.Dialer{}).DialContext(ctx, network, to)
+		},
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	go func() { done <- module.Run(ctx, o) }()
 	r.addr, r.tls = <-addrs, <-addrs
 	r.stop = func() {
 		cancel()
