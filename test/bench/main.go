@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,17 +39,18 @@ type plan struct {
 	Starts   int           `json:"starts"`    // of each registry
 	LayerMiB int           `json:"layerMiB"`  // of the byte table
 	SyncMiB  int           `json:"syncMiB"`   // synced while clients pull
+	Tries    int           `json:"tries"`     // of bringing an image over a broken link
 	Hang     time.Duration `json:"hangLimit"` // after which an answer that does not come is none
 }
 
 var plans = map[string]plan{
 	"quick": {
 		Rounds: 2, Window: 400 * time.Millisecond, Conns: []int{64}, BlobMiB: 64, PullMiB: 512, PushMiB: 256, Images: 60, Tags: 1000,
-		Starts: 3, LayerMiB: 100, SyncMiB: 256, Hang: 5 * time.Second,
+		Starts: 3, LayerMiB: 50, SyncMiB: 256, Tries: 2, Hang: 5 * time.Second,
 	},
 	"full": {
 		Rounds: 5, Window: time.Second, Conns: []int{16, 64, 256}, BlobMiB: 64, PullMiB: 2048, PushMiB: 1024, Images: 200, Tags: 10000,
-		Starts: 7, LayerMiB: 100, SyncMiB: 768, Hang: 30 * time.Second,
+		Starts: 7, LayerMiB: 100, SyncMiB: 768, Tries: 6, Hang: 30 * time.Second,
 	},
 }
 
@@ -62,7 +64,9 @@ type bench struct {
 	regsync  subject
 	cert     certificate
 	out      report
-	atEnd    []func() // ends what still runs when the run fails
+
+	mu    sync.Mutex
+	atEnd []func() // ends what still runs when the run fails
 }
 
 // sections in the order of their printing.
@@ -74,6 +78,9 @@ var sections = []struct {
 	{"blob", (*bench).blobs},
 	{"push", (*bench).pushes},
 	{"start", (*bench).starts},
+	{"bytes", (*bench).bytes},
+	{"unchanged", (*bench).unchanged},
+	{"during", (*bench).during},
 }
 
 func main() {
@@ -94,7 +101,7 @@ func run(ctx context.Context) (err error) {
 	mode := flag.String("mode", "full", "full, or quick: about two minutes")
 	asJSON := flag.Bool("json", false, "print JSON in place of tables")
 	tools := flag.String("tools", ".tools/bin", "where the other registries are kept once they are built")
-	only := flag.String("only", "", "these sections alone, with commas: manifest,blob,push,start")
+	only := flag.String("only", "", "these sections alone, with commas: manifest,blob,push,start,bytes,unchanged,during")
 	flag.Parse()
 	p, ok := plans[*mode]
 	if !ok || flag.NArg() > 0 {
@@ -109,6 +116,8 @@ func run(ctx context.Context) (err error) {
 	}
 	defer os.RemoveAll(b.dir)
 	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		for _, end := range b.atEnd {
 			end()
 		}
@@ -196,6 +205,13 @@ func (b *bench) peer(name string) subject {
 // say tells what is being done; the tables go elsewhere.
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.progress, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+// endsWith has f called at the end of the run at the latest.
+func (b *bench) endsWith(f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.atEnd = append(b.atEnd, f)
 }
 
 // scratch makes a directory that nobody has.

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"text/tabwriter"
 )
 
@@ -24,6 +25,8 @@ type section struct {
 	Notes   []string `json:"notes,omitempty"`
 	Columns []string `json:"columns"` // subjects, ours first
 	Rows    []*row   `json:"rows"`
+
+	mu *sync.Mutex // of the rows: the link's are filled from several goroutines
 }
 
 // row is one figure of each subject.
@@ -33,6 +36,8 @@ type row struct {
 	Values map[string]*cell `json:"values"`
 	Ratios map[string]ratio `json:"ratios,omitempty"` // ours to theirs
 	Bars   []*bar           `json:"bars,omitempty"`
+
+	mu *sync.Mutex
 }
 
 // cell is what one subject did.
@@ -68,7 +73,7 @@ func (b *bar) to(peer string) *bar { b.Against = peer; return b }
 
 // table starts a section.
 func (b *bench) table(name, title string, columns ...string) *section {
-	b.out.Sections = append(b.out.Sections, section{Name: name, Title: title, Columns: columns})
+	b.out.Sections = append(b.out.Sections, section{Name: name, Title: title, Columns: columns, mu: &sync.Mutex{}})
 	return &b.out.Sections[len(b.out.Sections)-1]
 }
 
@@ -78,24 +83,35 @@ func (s *section) note(format string, args ...any) {
 
 // row returns the row of that name, which is made when it is asked for first.
 func (s *section) row(name, unit string, bars ...*bar) *row {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, r := range s.Rows {
 		if r.Name == name && r.Unit == unit {
 			return r
 		}
 	}
-	r := &row{Name: name, Unit: unit, Values: map[string]*cell{}, Bars: bars}
+	r := &row{Name: name, Unit: unit, Values: map[string]*cell{}, Bars: bars, mu: s.mu}
 	s.Rows = append(s.Rows, r)
 	return r
 }
 
 // add takes the sample of a round.
 func (r *row) add(subject string, v float64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	c := r.Values[subject]
 	if c == nil {
 		c = &cell{}
 		r.Values[subject] = c
 	}
 	c.Samples = append(c.Samples, v)
+}
+
+// set takes a figure that has words.
+func (r *row) set(subject string, v float64, format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Values[subject] = &cell{Samples: []float64{v}, Text: fmt.Sprintf(format, args...)}
 }
 
 // finish computes medians, ratios and bars of all rows.
@@ -184,7 +200,7 @@ func (c *cell) String() string {
 }
 
 func (b *bar) String() string {
-	text := b.Op + " " + number(b.Limit)
+	text := fmt.Sprintf("%s %.4g", b.Op, b.Limit)
 	if b.Against != "" {
 		text += "x " + b.Against
 	}

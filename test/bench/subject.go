@@ -34,6 +34,7 @@ type instance struct {
 	dir, addr string
 	cert      certificate // zero: plain http
 	wrap      []string    // what the command is given to
+	far       bool        // runs on the clients' cores
 	cmd       *exec.Cmd
 	exited    chan struct{}
 	release   func()
@@ -64,7 +65,7 @@ func (b *bench) instance(s subject, dir string, cert certificate) (*instance, er
 		return nil, err
 	}
 	i := &instance{subject: s, dir: dir, addr: addr, cert: cert, release: release}
-	b.atEnd = append(b.atEnd, i.kill)
+	b.endsWith(i.kill)
 	return i, nil
 }
 
@@ -91,7 +92,11 @@ func (i *instance) start(ctx context.Context) error {
 	i.cmd.Env = append(append(os.Environ(), "OTEL_TRACES_EXPORTER=none", "OTEL_METRICS_EXPORTER=none", "OTEL_LOGS_EXPORTER=none"), env...)
 	i.cmd.Stdout, i.cmd.Stderr = log, log
 	i.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := pinned(i.cmd.Start); err != nil {
+	place := pinned
+	if i.far {
+		place = func(f func() error) error { return f() }
+	}
+	if err := place(i.cmd.Start); err != nil {
 		return err
 	}
 	i.exited = make(chan struct{})
@@ -170,8 +175,10 @@ func cpuOf(pid int) time.Duration {
 }
 
 // rss returns the resident memory and its peak, in MiB.
-func (i *instance) rss() (now, peak float64) {
-	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", i.cmd.Process.Pid))
+func (i *instance) rss() (now, peak float64) { return rssOf(i.cmd.Process.Pid) }
+
+func rssOf(pid int) (now, peak float64) {
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, 0
 	}
