@@ -61,11 +61,14 @@ test-interop-long: ## signatures by cosign, which takes minutes to build
 
 test-chaos-short: powercut-tools ## the fault tests as CI runs them; as root the power cuts too
 	cd test && $(GO) test -race -count=1 $(TESTFLAGS) ./chaos/...
+	cd test && SIM_SEEDS=200 $(GO) test -count=1 -run '^TestSeeds$$' $(TESTFLAGS) ./sim # the race detector takes five times as long; make test has it
 	cd test && $(GO) test -count=1 -run '^TestSizes$$' $(TESTFLAGS) ./chaos # what the race detector distorts
 	cd test && POWERCUT=50 $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./powercut/...
 
 test-chaos: ## the fault tests at length: larger layers, many rounds
 	cd test && CHAOS=long $(GO) test -race -count=1 -timeout 4h $(TESTFLAGS) ./chaos/...
+	cd test && SIM_SEEDS=5000 $(GO) test -count=1 -timeout 4h -run '^TestSeeds$$' $(TESTFLAGS) ./sim
+	cd test && SIM_SEEDS=500 SIM_FROM=5001 $(GO) test -race -count=1 -timeout 4h $(TESTFLAGS) ./sim
 	cd test && CHAOS=long $(GO) test -count=1 -timeout 4h $(TESTFLAGS) ./powercut/...
 
 # What makes file systems to cut the power of, and watches their system calls.

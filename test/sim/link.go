@@ -1,0 +1,112 @@
+package sim
+
+import (
+	"io"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// linkMode is how a link treats what is on it.
+type linkMode int
+
+const (
+	linkUp     linkMode = iota
+	linkRefuse          // connections are reset, and new ones are refused
+	linkHole            // nothing arrives and nobody is told
+)
+
+// link is what lies between two hosts. What is on its way when the link becomes a hole arrives when it is up again.
+type link struct {
+	mode     linkMode
+	latency  time.Duration
+	rate     int          // bytes a second in each direction; 0 is no limit
+	cutAfter int64        // bytes to come down until the connection that carries the last of them breaks; 0 never
+	cutBy    error        // what it breaks with; nil is an early end
+	busy     [2]time.Time // until when each direction sends what it was given
+	moved    chan struct{}
+
+	faults int // times that it was broken
+	down   int64
+	up     int64
+	blobs  map[string]int64 // bytes that came down for a GET of a blob, by digest
+	gets   map[string]int   // and how often it was asked for
+	puts   map[string]int   // PUT of manifests, by path
+}
+
+// link returns the link from one host to another; it is made when it is asked for first.
+func (n *network) link(from, to string) *link {
+	key := from + " " + to
+	l := n.links[key]
+	if l == nil {
+		l = &link{latency: 200 * time.Microsecond, moved: make(chan struct{}), blobs: map[string]int64{}, gets: map[string]int{}, puts: map[string]int{}}
+		n.links[key] = l
+	}
+	return l
+}
+
+// change runs do on a link, and wakes who waits for it.
+func (n *network) change(from, to string, do func(*link)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := n.link(from, to)
+	do(l)
+	close(l.moved)
+	l.moved = make(chan struct{})
+	if l.mode == linkRefuse {
+		n.breakLink(l, syscall.ECONNRESET)
+	}
+}
+
+// reset breaks every connection of a link.
+func (n *network) reset(from, to string, by error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.breakLink(n.link(from, to), by)
+}
+
+func (n *network) breakLink(l *link, by error) {
+	for p := range n.conns {
+		if p.link == l {
+			p.fail(by)
+		}
+	}
+}
+
+// arrived counts what came down, and breaks the connection when the plan of the link says so.
+func (p *pair) arrived(n int) {
+	l := p.link
+	l.down += int64(n)
+	if p.blob != "" {
+		l.blobs[p.blob] += int64(n)
+	}
+	if l.cutAfter > 0 {
+		if l.cutAfter -= int64(n); l.cutAfter <= 0 {
+			l.cutAfter = 0
+			l.faults++
+			by := l.cutBy
+			if by == nil {
+				by = io.EOF
+			}
+			p.fail(by)
+		}
+	}
+}
+
+// note reads the first line of a request.
+func (c *conn) note(p []byte) {
+	line, _, ok := strings.Cut(string(p[:min(len(p), 512)]), " HTTP/1.1\r\n")
+	method, path, found := strings.Cut(line, " ")
+	if !ok || !found || strings.ToUpper(method) != method || !strings.HasPrefix(path, "/") {
+		return
+	}
+	l := c.link
+	c.blob = ""
+	if _, digest, is := strings.Cut(path, "/blobs/sha256:"); is && method == "GET" {
+		c.blob = "sha256:" + digest
+		l.gets[c.blob]++
+	}
+	if method == "PUT" && strings.Contains(path, "/manifests/") {
+		l.puts[path]++
+	}
+}

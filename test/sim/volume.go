@@ -1,0 +1,474 @@
+package sim
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/connected-registry/connected-registry/internal/store"
+)
+
+// crash is how a registry ends without being asked.
+type crash int
+
+const (
+	crashKill  crash = iota + 1 // kill -9: what was written is there
+	crashPower                  // what was not synced may be lost, names and bytes alike
+)
+
+// volume is the data volume of one layer: a directory, and what of it would survive a loss of power. Its faults are
+// switched; a crash is armed for the n-th operation from now. Whatever an old process does after the crash is done to a
+// directory that nobody looks at again: what survived is in a copy, made at that moment.
+//
+// The index is opened by bbolt itself. It is copied as it is: bbolt syncs in its commit, and the order of its own writes
+// is the power-cut driver's matter.
+type volume struct {
+	store.OSFS
+	base  string // the copies are below it
+	onEnd func() // called once, at the crash, before the copy is made
+
+	mu      sync.Mutex
+	dir     string // in use
+	copies  int
+	live    map[string]map[string]*inode // names by directory, as programs see them
+	durable map[string]map[string]*inode // as they are after a loss of power
+	full    bool
+	failing bool // Sync fails
+	dead    bool
+	crashAt int // operations until the crash; 0 is none
+	crash   crash
+	chance  *rand.Rand
+	ops     int
+}
+
+// inode is one file. While it is clean, its bytes on the disk are those that would survive.
+type inode struct {
+	path    string // where its bytes are; empty when it has no name
+	clean   bool
+	durable []byte // when it is not clean
+}
+
+func newVolume(base string, chance *rand.Rand) (*volume, error) {
+	v := &volume{base: base, dir: filepath.Join(base, "0"), chance: chance}
+	if err := os.MkdirAll(v.dir, 0o700); err != nil {
+		return nil, err
+	}
+	return v, v.scan()
+}
+
+// scan takes all that is in the directory as durable.
+func (v *volume) scan() error {
+	v.live, v.durable = map[string]map[string]*inode{}, map[string]map[string]*inode{}
+	return filepath.WalkDir(v.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if !d.Type().IsRegular() || d.Name() == "meta.db" {
+			return nil
+		}
+		ino := &inode{path: path, clean: true}
+		v.names(v.live, filepath.Dir(path))[d.Name()] = ino
+		v.names(v.durable, filepath.Dir(path))[d.Name()] = ino
+		return nil
+	})
+}
+
+func (v *volume) names(of map[string]map[string]*inode, dir string) map[string]*inode {
+	if of[dir] == nil {
+		of[dir] = map[string]*inode{}
+	}
+	return of[dir]
+}
+
+// operation comes before each change; the caller holds the lock.
+func (v *volume) operation() error {
+	if v.dead {
+		return syscall.EIO
+	}
+	v.ops++
+	if v.crashAt > 0 {
+		if v.crashAt--; v.crashAt == 0 {
+			if err := v.end(v.crash); err != nil {
+				return err
+			}
+			return syscall.EIO
+		}
+	}
+	return nil
+}
+
+// arm sets the crash for the n-th operation from now; 0 takes it back.
+func (v *volume) arm(n int, c crash) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.crashAt, v.crash = n, c
+}
+
+// crashNow is a crash at this moment, unless there was one already.
+func (v *volume) crashNow(c crash) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.dead {
+		return nil
+	}
+	return v.end(c)
+}
+
+// ended reports whether there was a crash.
+func (v *volume) ended() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.dead
+}
+
+// set changes the faults of the disk.
+func (v *volume) set(full, failing bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.full, v.failing = full, failing
+}
+
+// end makes the copy that the next process starts with.
+func (v *volume) end(c crash) error {
+	v.dead, v.crashAt = true, 0
+	v.onEnd()
+	old := v.dir
+	v.copies++
+	v.dir = filepath.Join(v.base, string(rune('0'+v.copies/10))+string(rune('0'+v.copies%10)))
+	return v.copyTo(old, c)
+}
+
+// again gives the copy to the next process. The last one must have ended.
+func (v *volume) again() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.dead {
+		return nil
+	}
+	v.dead = false
+	entries, err := os.ReadDir(v.base)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != filepath.Base(v.dir) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(v.base, e.Name())))
+		}
+	}
+	return errors.Join(err, v.scan())
+}
+
+// copyTo copies what survives. A loss of power takes all that was not synced, or, as often, some of it.
+func (v *volume) copyTo(old string, c crash) error {
+	strict := v.chance.IntN(2) == 0
+	survives := func() bool { return c == crashKill || !strict && v.chance.IntN(2) == 0 }
+	var dirs []string
+	err := filepath.WalkDir(old, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+			rel, _ := filepath.Rel(old, path)
+			return os.MkdirAll(filepath.Join(v.dir, rel), 0o700)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := copyIndex(filepath.Join(old, "meta.db"), filepath.Join(v.dir, "meta.db")); err != nil {
+		return err
+	}
+	for _, dir := range dirs { // in lexical order
+		rel, _ := filepath.Rel(old, dir)
+		live, durable := v.live[dir], v.durable[dir]
+		var all []string
+		for name := range live {
+			all = append(all, name)
+		}
+		for name := range durable {
+			if live[name] == nil {
+				all = append(all, name)
+			}
+		}
+		slices.Sort(all)
+		for _, name := range all {
+			ino := durable[name]
+			if live[name] != ino && survives() {
+				ino = live[name]
+			}
+			if ino == nil {
+				continue
+			}
+			body, err := v.surviving(ino, survives)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(v.dir, rel, name), body, 0o600); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// surviving are the bytes of a file after the crash: all, what was synced, or all of its length with other bytes in it.
+func (v *volume) surviving(ino *inode, survives func() bool) ([]byte, error) {
+	if ino.path == "" {
+		return ino.durable, nil
+	}
+	body, err := os.ReadFile(ino.path)
+	if err != nil || ino.clean || survives() {
+		return body, err
+	}
+	if v.chance.IntN(3) == 0 {
+		for i := range body {
+			if i >= len(ino.durable) {
+				body[i] = 0
+			}
+		}
+		return body, nil
+	}
+	return ino.durable, nil
+}
+
+// copyIndex copies the index of a bbolt that may be in a commit: both of its meta pages must be the same before and
+// after, then what was written meanwhile is in no page that they lead to.
+func copyIndex(from, to string) error {
+	for {
+		before, err := os.ReadFile(from)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		after, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		head := min(len(before), 2*os.Getpagesize())
+		if len(after) >= head && slices.Equal(before[:head], after[:head]) {
+			return os.WriteFile(to, before, 0o600)
+		}
+	}
+}
+
+// Create implements store.FS.
+func (v *volume) Create(path string) (store.File, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.operation(); err != nil {
+		return nil, err
+	}
+	if v.full {
+		return nil, syscall.ENOSPC
+	}
+	f, err := v.OSFS.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	ino := &inode{path: path}
+	v.names(v.live, filepath.Dir(path))[filepath.Base(path)] = ino
+	return &file{File: f, v: v, ino: ino}, nil
+}
+
+// Open implements store.FS.
+func (v *volume) Open(path string, write bool) (store.File, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.dead {
+		return nil, syscall.EIO
+	}
+	f, err := v.OSFS.Open(path, write)
+	if err != nil {
+		return nil, err
+	}
+	ino := v.live[filepath.Dir(path)][filepath.Base(path)]
+	if ino == nil { // the index
+		ino = &inode{path: path, clean: true}
+	}
+	return &file{File: f, v: v, ino: ino}, nil
+}
+
+// Rename implements store.FS.
+func (v *volume) Rename(from, to string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.operation(); err != nil {
+		return err
+	}
+	if err := v.unname(to); err != nil {
+		return err
+	}
+	if err := v.OSFS.Rename(from, to); err != nil {
+		return err
+	}
+	ino := v.live[filepath.Dir(from)][filepath.Base(from)]
+	if ino == nil {
+		return nil
+	}
+	delete(v.live[filepath.Dir(from)], filepath.Base(from))
+	ino.path = to
+	v.names(v.live, filepath.Dir(to))[filepath.Base(to)] = ino
+	return nil
+}
+
+// unname keeps the bytes of a file whose name is about to go: after a loss of power it may be there again.
+func (v *volume) unname(path string) error {
+	ino := v.live[filepath.Dir(path)][filepath.Base(path)]
+	if ino == nil {
+		return nil
+	}
+	if ino.clean {
+		body, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		ino.durable, ino.clean = body, false
+	}
+	ino.path = ""
+	delete(v.live[filepath.Dir(path)], filepath.Base(path))
+	return nil
+}
+
+// Remove implements store.FS.
+func (v *volume) Remove(path string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.operation(); err != nil {
+		return err
+	}
+	if err := v.unname(path); err != nil {
+		return err
+	}
+	return v.OSFS.Remove(path)
+}
+
+// Mkdir implements store.FS.
+func (v *volume) Mkdir(path string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.operation(); err != nil {
+		return err
+	}
+	return v.OSFS.Mkdir(path)
+}
+
+// SyncDir implements store.FS: the names of a directory are durable from now on.
+func (v *volume) SyncDir(path string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.operation(); err != nil {
+		return err
+	}
+	if v.failing {
+		return syscall.EIO
+	}
+	names := map[string]*inode{}
+	for name, ino := range v.live[path] {
+		names[name] = ino
+	}
+	v.durable[path] = names
+	return nil
+}
+
+// ReadDir implements store.FS. A shard without files is not looked at: there are many.
+func (v *volume) ReadDir(path string, n int) ([]fs.DirEntry, error) {
+	v.mu.Lock()
+	empty := len(v.live[path]) == 0 && filepath.Dir(path) == filepath.Join(v.dir, "blobs", "sha256")
+	v.mu.Unlock()
+	if empty {
+		return nil, nil
+	}
+	return v.OSFS.ReadDir(path, n)
+}
+
+// Free implements store.FS.
+func (v *volume) Free(string) (int64, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.full {
+		return 0, nil
+	}
+	return 1 << 30, nil
+}
+
+// Reserve implements store.FS: nothing is to be reserved in memory.
+func (v *volume) Reserve(store.File, int64) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.full {
+		return syscall.ENOSPC
+	}
+	return v.operation()
+}
+
+// file is an open file of a volume.
+type file struct {
+	store.File
+	v   *volume
+	ino *inode
+}
+
+// dirty keeps what survives, before the first change after a sync.
+func (f *file) dirty() error {
+	if err := f.v.operation(); err != nil || !f.ino.clean {
+		return err
+	}
+	body, err := io.ReadAll(io.NewSectionReader(f.File, 0, 1<<30))
+	f.ino.durable, f.ino.clean = body, false
+	return err
+}
+
+func (f *file) WriteAt(p []byte, off int64) (int, error) {
+	f.v.mu.Lock()
+	defer f.v.mu.Unlock()
+	if err := f.dirty(); err != nil {
+		return 0, err
+	}
+	if f.v.full { // a full disk takes a part
+		n, _ := f.File.WriteAt(p[:len(p)/2], off)
+		return n, syscall.ENOSPC
+	}
+	return f.File.WriteAt(p, off)
+}
+
+func (f *file) Truncate(size int64) error {
+	f.v.mu.Lock()
+	defer f.v.mu.Unlock()
+	if err := f.dirty(); err != nil {
+		return err
+	}
+	return f.File.Truncate(size)
+}
+
+// Sync makes the bytes durable, not the name.
+func (f *file) Sync() error {
+	f.v.mu.Lock()
+	defer f.v.mu.Unlock()
+	if err := f.v.operation(); err != nil {
+		return err
+	}
+	if f.v.failing {
+		return syscall.EIO
+	}
+	if f.ino.path == "" {
+		body, err := io.ReadAll(io.NewSectionReader(f.File, 0, 1<<30))
+		f.ino.durable = body
+		return err
+	}
+	f.ino.clean, f.ino.durable = true, nil
+	return nil
+}
+
+// sick reports whether the disk has a fault now.
+func (v *volume) sick() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.full || v.failing
+}

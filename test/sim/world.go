@@ -1,0 +1,260 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing/synctest"
+	"time"
+
+	"github.com/olareg/olareg"
+	"github.com/olareg/olareg/config"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// world is one run: the chain, and what its clients know of it.
+type world struct {
+	plan    plan
+	net     *network
+	layers  []*layer
+	cloud   *layer // when it is of our own kind
+	close   func()
+	desk    *client   // at the cloud
+	floor   []*client // one at each layer
+	content *content
+	began   time.Time
+
+	history   map[string]map[registry.Digest]bool             // by repository:tag: all that it ever was anywhere
+	pushedAt  [1 + layers]map[string]map[registry.Digest]bool // the same, of the cloud and of each layer
+	about     map[string][]registry.Digest                    // referrers in the cloud, by repository@subject
+	cloudTags map[string]map[string]registry.Digest
+	cloudHas  map[string]map[registry.Digest]artifact
+	own       [layers]*acknowledged
+	events    [layers]int // what may have cost bytes of the link above a layer
+	absent    [layers]map[registry.Digest]int
+	present   [layers]map[registry.Digest]bool
+	blobs     map[registry.Digest]int // size of each
+
+	trace    []string
+	failures []string
+}
+
+// acknowledged is what clients of a layer were told to be there.
+type acknowledged struct {
+	manifests map[string]bool              // by repository@digest
+	tags      map[string][]registry.Digest // by repository:tag: it is one of these; an empty digest is anything
+	dropped   map[string]bool              // by repository:tag: taken away here, whatever the parent has
+}
+
+// either are the possible values of a tag, before another is added by a push of which nobody told the result.
+func (a *acknowledged) either(name string) []registry.Digest {
+	if len(a.tags[name]) == 0 {
+		return []registry.Digest{""}
+	}
+	return a.tags[name]
+}
+
+// failf notes a violation.
+func (w *world) failf(format string, args ...any) {
+	w.failures = append(w.failures, fmt.Sprintf(format, args...))
+	w.tracef("VIOLATION: "+format, args...)
+}
+
+func (w *world) tracef(format string, args ...any) {
+	w.trace = append(w.trace, fmt.Sprintf("%12s ", time.Since(w.began).Round(time.Millisecond))+fmt.Sprintf(format, args...))
+}
+
+// isFatal reports what no fault excuses.
+func isFatal(err error) bool { return errors.Is(err, errHang) || errors.Is(err, errLie) }
+
+func short(d registry.Digest) string { return strings.TrimPrefix(d.String(), "sha256:")[:8] }
+
+// String is the crash in the words of the trace.
+func (c crash) String() string {
+	return map[crash]string{crashKill: "kill", crashPower: "power cut"}[c]
+}
+
+// newWorld starts the chain of a plan, below the directory base.
+func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, error) {
+	w := &world{
+		plan: p, net: newNetwork(), content: newContent(p.seed), began: time.Now(), close: func() {},
+		history: map[string]map[registry.Digest]bool{}, cloudTags: map[string]map[string]registry.Digest{},
+		about: map[string][]registry.Digest{}, cloudHas: map[string]map[registry.Digest]artifact{}, blobs: map[registry.Digest]int{},
+	}
+	for i := range w.pushedAt {
+		w.pushedAt[i] = map[string]map[registry.Digest]bool{}
+	}
+	for _, repo := range repositories {
+		w.cloudTags[repo], w.cloudHas[repo] = map[string]registry.Digest{}, map[registry.Digest]artifact{}
+	}
+	if err := w.startCloud(base, log); err != nil {
+		return w, err
+	}
+	w.desk = w.net.client("desk", "cloud")
+	parent := "cloud"
+	for i := range layers {
+		l, err := w.newLayer(fmt.Sprintf("layer%d", top-i), base, log)
+		if err != nil {
+			return w, err
+		}
+		l.parent, l.seed = parent, p.seed*8+uint64(i)
+		l.mode, l.scope, l.cron, l.round, l.pull = p.mode(i), scopes[p.scope[i]], crons[p.cron[i]], rounds[p.cron[i]], p.pull
+		l.configure()
+		w.own[i] = &acknowledged{manifests: map[string]bool{}, tags: map[string][]registry.Digest{}, dropped: map[string]bool{}}
+		w.absent[i], w.present[i] = map[registry.Digest]int{}, map[registry.Digest]bool{}
+		w.layers, parent = append(w.layers, l), l.name
+		w.floor = append(w.floor, w.net.client("floor", l.name))
+		w.net.change(l.name, l.parent, func(k *link) { k.latency = 5 * time.Millisecond })
+		if !l.start() {
+			return w, fmt.Errorf("%s does not start", l.name)
+		}
+	}
+	return w, nil
+}
+
+func (w *world) newLayer(name, base string, log func(name string) *slog.Logger) (*layer, error) {
+	v, err := newVolume(filepath.Join(base, name), rand.New(rand.NewPCG(w.plan.seed, uint64(len(w.layers)))))
+	if err != nil {
+		return nil, err
+	}
+	v.onEnd = func() { w.net.kill(name) }
+	return &layer{name: name, net: w.net, volume: v, log: log(name), source: &source{changed: make(chan struct{})}}, nil
+}
+
+// startCloud starts the registry above all.
+func (w *world) startCloud(base string, log func(name string) *slog.Logger) error {
+	if w.plan.connected {
+		l, err := w.newLayer("cloud", base, log)
+		if err != nil {
+			return err
+		}
+		l.mode, l.scope, l.seed = registry.ReadWrite, "", w.plan.seed*8+layers
+		l.configure()
+		w.cloud = l
+		if !l.start() {
+			return errors.New("the cloud does not start")
+		}
+		return nil
+	}
+	conf := config.Config{Log: slog.New(slog.DiscardHandler)}
+	conf.Storage.StoreType = config.StoreMem
+	conf.Storage.GC.Frequency = -1
+	yes := true
+	conf.API.DeleteEnabled = &yes
+	reg := olareg.New(conf)
+	server := &http.Server{Handler: reg, ReadHeaderTimeout: time.Minute}
+	ln, err := w.net.listen("cloud")
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = server.Serve(ln) // ends with Close
+	}()
+	w.close = func() {
+		_ = server.Close()
+		<-ended
+		_ = reg.Close()
+	}
+	return nil
+}
+
+// record notes what is about to be pushed to the cloud (0) or to a layer (1 and more).
+func (w *world) record(at int, repo, tag string, a artifact) {
+	for _, b := range a.blobs {
+		w.blobs[digestOf(b)] = len(b)
+	}
+	key := repo + ":" + tag
+	for _, m := range []map[string]map[registry.Digest]bool{w.history, w.pushedAt[at]} {
+		if m[key] == nil {
+			m[key] = map[registry.Digest]bool{}
+		}
+		m[key][a.root()] = true
+	}
+}
+
+// run does all steps and leaves the world healed and ended.
+func (w *world) run() {
+	for i, s := range w.plan.steps {
+		w.until(s.pause)
+		w.reap()
+		at := len(w.trace)
+		w.trace = append(w.trace, "")
+		began := time.Since(w.began).Round(time.Millisecond)
+		result := s.kind.do(w, s)
+		w.trace[at] = fmt.Sprintf("%12s %2d %s: %s", began, i, s, result)
+		synctest.Wait()
+		w.check()
+		if len(w.failures) > 0 {
+			return
+		}
+	}
+	w.finish()
+}
+
+// until lets a pause pass and goes on with a whole second, so that what a step before it took a moment longer for does
+// not move all that comes after.
+func (w *world) until(pause time.Duration) {
+	if pause == 0 {
+		return
+	}
+	time.Sleep(pause)
+	now := time.Since(w.began)
+	time.Sleep((now + time.Second - 1).Truncate(time.Second) - now)
+}
+
+// reap starts what has crashed, and what was stopped for long enough.
+func (w *world) reap() {
+	for _, l := range w.layers {
+		switch {
+		case l.volume.ended():
+			w.end(l)
+			w.begin(l)
+		case l.running == nil && l.down > 0:
+			l.down--
+		case l.running == nil:
+			w.begin(l)
+		}
+	}
+}
+
+// end ends what is left of a process.
+func (w *world) end(l *layer) {
+	if err := l.end(); err != nil && (!l.volume.ended() || errors.Is(err, errHang)) {
+		w.failf("%s: %v", l.name, err)
+	}
+}
+
+func (w *world) begin(l *layer) {
+	if err := l.volume.again(); err != nil {
+		w.failf("%s: %v", l.name, err)
+		return
+	}
+	for i := range w.layers {
+		if w.layers[i] == l {
+			w.events[i]++
+		}
+	}
+	ok := l.start()
+	w.tracef("%s starts, ready %v", l.name, ok)
+	if !ok && !l.volume.ended() && !l.volume.sick() {
+		w.failf("%s is not ready in %v", l.name, readiness)
+	}
+}
+
+// shut ends all.
+func (w *world) shut() {
+	for i := len(w.layers) - 1; i >= 0; i-- {
+		w.end(w.layers[i])
+	}
+	if w.cloud != nil {
+		w.end(w.cloud)
+	}
+	w.close()
+}
