@@ -167,8 +167,8 @@ func (s *Syncer) discoverChanges(ctx context.Context, set Settings, wait time.Du
 }
 
 // discoverTags asks any registry: the catalog where a rule is a pattern, the tags of each repository, and a HEAD for
-// each tag in scope.
-func (s *Syncer) discoverTags(ctx context.Context, set Settings) (listing, error) {
+// each tag in scope, unless the list of tags has their digests, as Azure Container Registry's has.
+func (s *Syncer) discoverTags(ctx context.Context, set Settings, kind registry.ParentKind, all bool) (listing, error) {
 	l := newListing()
 	repos, err := s.repositories(ctx, set)
 	if err != nil {
@@ -179,10 +179,10 @@ func (s *Syncer) discoverTags(ctx context.Context, set Settings) (listing, error
 	group.SetLimit(max(set.Parallel, 4))
 	for _, repo := range repos {
 		group.Go(func() error {
-			tags, err := allPages(func(after string) ([]string, error) {
-				return set.Parent.Tags(gctx, repo, after, registry.MaxPage)
-			})
-			s.contact(err)
+			here, err := s.listTags(gctx, set, kind, repo)
+			if errors.Is(err, registry.ErrNameUnknown) && s.gone(gctx, set, repo) {
+				here, err = map[string]registry.Digest{}, nil
+			}
 			if err != nil && s.alone(gctx, set, err) {
 				s.repoFailed(repo, err)
 				mu.Lock()
@@ -194,25 +194,42 @@ func (s *Syncer) discoverTags(ctx context.Context, set Settings) (listing, error
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			l.tags[repo], l.complete[repo] = map[string]registry.Digest{}, true
-			for _, tag := range tags {
-				if set.Scope.MatchTag(repo, tag) {
-					l.tags[repo][tag] = ""
-				}
-			}
+			l.tags[repo], l.complete[repo] = here, true
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return l, err
 	}
-	return s.resolveTags(ctx, set, l)
+	return s.resolveTags(ctx, set, l, all)
+}
+
+// listTags lists the tags in scope of a repository, with their digests where the list has them.
+func (s *Syncer) listTags(ctx context.Context, set Settings, kind registry.ParentKind, repo string) (map[string]registry.Digest, error) {
+	if here, ok, err := s.listByTime(ctx, set, kind, repo); ok {
+		return here, err
+	}
+	tags, err := allPages(func(after string) ([]string, error) {
+		return set.Parent.Tags(ctx, repo, after, registry.MaxPage)
+	})
+	s.contact(err)
+	here := map[string]registry.Digest{}
+	for _, tag := range tags {
+		if set.Scope.MatchTag(repo, tag) {
+			here[tag] = ""
+		}
+	}
+	return here, err
 }
 
 // resolveTags asks for the digest of each tag of the list. One that was removed since the list was made is left out.
 // One that the parent has and cannot tell of stays here as it is, and does not keep the others.
-func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing) (listing, error) {
+func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing, all bool) (listing, error) {
 	l := newListing()
+	skip, err := s.rechecks(ctx, names, all)
+	if err != nil {
+		return l, err
+	}
 	l.complete, l.failed = names.complete, names.failed
 	var mu sync.Mutex // guards l
 	group, gctx := errgroup.WithContext(ctx)
@@ -220,7 +237,13 @@ func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing) (
 	for repo, tags := range names.tags {
 		l.tags[repo] = map[string]registry.Digest{}
 		here := l.tags[repo]
-		for tag := range tags {
+		for tag, known := range tags {
+			if known != "" || skip[tagName{repo, tag}] {
+				mu.Lock()
+				here[tag] = known
+				mu.Unlock()
+				continue
+			}
 			group.Go(func() error {
 				d, err := set.Parent.ResolveManifest(gctx, repo, registry.TagReference(tag))
 				if errors.Is(err, registry.ErrManifestUnknown) {
@@ -242,7 +265,7 @@ func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing) (
 			})
 		}
 	}
-	err := group.Wait()
+	err = group.Wait()
 	s.contact(err)
 	return l, err
 }

@@ -31,6 +31,7 @@ type parent struct {
 	requests int64
 
 	noCatalog bool
+	recent    func(repo string, since time.Time) ([]registry.TagInfo, int, error) // nil: UNSUPPORTED
 }
 
 func (p *parent) Repositories(ctx context.Context, after string, limit int) ([]string, error) {
@@ -88,6 +89,14 @@ func (p *parent) Changes(context.Context, registry.ChangesRequest) (registry.Cha
 		return registry.Changes{}, errors.Join(registry.ErrUnsupported, err)
 	}
 	return p.changes()
+}
+
+// RecentTags answers for an Azure Container Registry.
+func (p *parent) RecentTags(ctx context.Context, repo string, since time.Time) ([]registry.TagInfo, int, error) {
+	if err := p.ask("recent " + repo); err != nil || p.recent == nil {
+		return nil, 0, errors.Join(registry.ErrUnsupported, err)
+	}
+	return p.recent(repo, since)
 }
 
 func (p *parent) Traffic() registry.Traffic {

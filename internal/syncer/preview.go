@@ -23,7 +23,7 @@ func (s *Syncer) Preview(ctx context.Context) (registry.SyncPreview, error) {
 	if err != nil {
 		return out, err
 	}
-	l, _, err := s.discover(ctx, set, kind, 0, nil)
+	l, _, err := s.discover(ctx, set, kind, true, 0, nil)
 	if err == nil {
 		err = s.again(ctx, set, &l, true)
 	}

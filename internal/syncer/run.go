@@ -210,7 +210,7 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 	}
 	l, cursor := newListing(), ""
 	if !it.retry {
-		l, cursor, err = s.discover(ctx, set, kind, poll, wake)
+		l, cursor, err = s.discover(ctx, set, kind, it.asked, poll, wake)
 	}
 	if err == nil {
 		err = s.again(ctx, set, &l, it.asked)
@@ -263,9 +263,9 @@ func interruptOn(ctx context.Context, interrupt context.CancelCauseFunc, sign <-
 }
 
 // discover asks the parent what it has. While it waits for a change it can be interrupted.
-func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.ParentKind, poll time.Duration, wake <-chan struct{}) (listing, string, error) {
+func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.ParentKind, all bool, poll time.Duration, wake <-chan struct{}) (listing, string, error) {
 	if kind != registry.KindConnected {
-		l, err := s.discoverTags(ctx, set)
+		l, err := s.discoverTags(ctx, set, kind, all)
 		return l, "", err
 	}
 	if poll == 0 {

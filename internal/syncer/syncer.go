@@ -26,6 +26,9 @@ type Layer interface {
 	Probe(ctx context.Context) (registry.ParentStatus, registry.LayerInfo, error)
 	// Changes asks what changed; UNSUPPORTED unless it is one of ours.
 	Changes(ctx context.Context, req registry.ChangesRequest) (registry.Changes, error)
+	// RecentTags lists the tags that were updated at since or later, and how many tags there are; UNSUPPORTED unless it
+	// is Azure Container Registry.
+	RecentTags(ctx context.Context, repo string, since time.Time) (tags []registry.TagInfo, total int, err error)
 	// Traffic counts what went over the link.
 	Traffic() registry.Traffic
 }
@@ -94,15 +97,17 @@ type Syncer struct {
 	pulls *pulls
 	tasks sync.WaitGroup // goroutines that outlive a request
 
-	mu       sync.Mutex
-	settings Settings
-	changed  chan struct{} // closed when settings change
-	triggers []chan error  // who waits for the next iteration
-	wake     chan struct{} // closed when a trigger is added
-	state    state
-	kept     keptManifests
-	retries  map[string]retry              // tags and referrers that failed by themselves
-	unhealed map[registry.Digest]time.Time // lost content that the parent did not have, and when it was asked
+	mu        sync.Mutex
+	rechecked tagName // the last tag of those that are asked for in turns
+	settings  Settings
+	changed   chan struct{} // closed when settings change
+	triggers  []chan error  // who waits for the next iteration
+	wake      chan struct{} // closed when a trigger is added
+	state     state
+	kept      keptManifests
+	retries   map[string]retry              // tags and referrers that failed by themselves
+	recent    map[string]recent             // by repository
+	unhealed  map[registry.Digest]time.Time // lost content that the parent did not have, and when it was asked
 }
 
 // state is what Status shows; the run loop and the pull-through write it.
@@ -147,6 +152,7 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	}
 	s := &Syncer{base: ctx, store: store, o: o, changed: make(chan struct{}), wake: make(chan struct{})}
 	s.state.repos = map[string]registry.RepositoryState{}
+	s.recent = map[string]recent{}
 	s.retries = map[string]retry{}
 	s.unhealed = map[registry.Digest]time.Time{}
 	s.fetch = newFetcher(s)
@@ -176,6 +182,7 @@ func (s *Syncer) Update(set Settings) {
 		s.state.parent, s.state.info, s.state.probed = registry.ParentStatus{}, registry.LayerInfo{}, time.Time{}
 		s.state.failure, s.state.refused, s.state.failed = nil, nil, nil
 		clear(s.retries)
+		clear(s.recent)
 	}
 	if set.Mode != s.settings.Mode {
 		s.state.probed, s.state.refused = time.Time{}, nil // the two have to meet again
