@@ -23,7 +23,7 @@ func TestBasicIsAskedForOnce(t *testing.T) {
 	s := start(t, "127.0.0.1", basic(serve(reg)))
 	p := connect(t, s, login)
 	for repo := range content.Repositories {
-		if _, err := p.Tags(t.Context(), repo, "", 10); err != nil {
+		if _, err := p.Tags(t.Context(), repo, "", 1000); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/regclient/regclient/scheme"
 	"github.com/regclient/regclient/scheme/reg"
@@ -14,8 +15,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
-// Tags implements registry.Lister. Where the parent's pages are not in lexical order, or not those that were asked
-// for, the whole list is fetched.
+// Tags implements registry.Lister; see page.
 //
 // Errors: NAME_UNKNOWN; SIZE_INVALID for a list that does not end (10,000 pages, or a page that comes again).
 func (p *Parent) Tags(ctx context.Context, repo, after string, limit int) ([]string, error) {
@@ -33,7 +33,7 @@ func (p *Parent) Tags(ctx context.Context, repo, after string, limit int) ([]str
 		})
 		return tags, err
 	}
-	return p.page(after, limit, fetch, registry.ValidateTag)
+	return p.page("tags "+repo, after, limit, fetch, registry.ValidateTag)
 }
 
 // Repositories implements registry.Lister.
@@ -47,7 +47,7 @@ func (p *Parent) Repositories(ctx context.Context, after string, limit int) ([]s
 		})
 		return all, err
 	}
-	return p.page(after, limit, fetch, registry.ValidateRepository)
+	return p.page("repositories", after, limit, fetch, registry.ValidateRepository)
 }
 
 // catalog collects pages until there are n entries (0: all) or no next page.
@@ -67,41 +67,73 @@ func catalog(ctx context.Context, r *reg.Reg, host, last string, n int) ([]strin
 	}
 }
 
+// maxLists bounds the lists that are kept.
+const maxLists = 16
+
+// wholeFor is how long a list that was fetched whole serves the pages after the first.
+const wholeFor = time.Minute
+
+// wholeList is a list of more than one page, in order of bytes.
+type wholeList struct {
+	entries []string
+	at      time.Time
+}
+
 // page makes one page of a list as registry.Lister promises it of whatever a registry answers. fetch asks for n
-// entries after last; n of 0 asks for all. From a registry that was once seen to be out of order, which the
-// specification forbids and some do, the whole list is taken each time: its pages have no place to go on from.
-func (p *Parent) page(after string, limit int, fetch func(last string, n int) ([]string, error), valid func(string) error) ([]string, error) {
+// entries after last; n of 0 asks for all. A list of more than one page is fetched whole, once for all of its pages: the
+// order of the specification is without regard to case, many registries have that of bytes, and some have none, so that
+// the pages of two registries have no place in common to go on from.
+func (p *Parent) page(key, after string, limit int, fetch func(last string, n int) ([]string, error), valid func(string) error) ([]string, error) {
 	if limit < 1 || limit > registry.MaxPage {
 		return nil, registry.ErrPageInvalid.WithMessage("limit %d: want 1 to %d", limit, registry.MaxPage)
 	}
-	beyond := func(list []string) []string {
-		return slices.DeleteFunc(list, func(s string) bool { return s <= after || valid(s) != nil })
-	}
-	var list []string
-	whole := p.disordered.Load()
-	if !whole {
-		got, err := fetch(after, limit)
+	list, known := p.knownList(key)
+	fetched := after == "" || !known
+	if fetched {
+		n := 0
+		if after == "" {
+			n = limit
+		}
+		got, err := fetch("", n)
+		if err == nil && n > 0 && len(got) >= n {
+			got, err = fetch("", 0)
+		}
 		if err != nil {
 			return nil, err
 		}
-		n := len(got)
-		if !slices.IsSorted(got) {
-			p.disordered.Store(true)
-		}
-		whole = p.disordered.Load() && (n >= limit || after != "")
-		list = beyond(got)
-		whole = whole || (n >= limit && len(list) < limit) // it does not know where to go on
+		list = slices.DeleteFunc(slices.Clone(got), func(s string) bool { return valid(s) != nil })
+		slices.Sort(list)
+		list = slices.Compact(list)
 	}
-	if whole {
-		got, err := fetch("", 0)
-		if err != nil {
-			return nil, err
-		}
-		list = beyond(got)
+	from, found := slices.BinarySearch(list, after)
+	if found {
+		from++
 	}
-	slices.Sort(list)
-	list = slices.Compact(list)
-	return list[:min(limit, len(list))], nil
+	page := list[from:min(len(list), from+limit)]
+	p.keepList(key, list, fetched, len(page) == limit)
+	return slices.Clone(page), nil
+}
+
+func (p *Parent) knownList(key string) ([]string, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l, ok := p.lists[key]
+	return l.entries, ok && p.clock.Now().Sub(l.at).Abs() < wholeFor
+}
+
+// keepList keeps a list that was just fetched for its next page, and drops one that has no next page.
+func (p *Parent) keepList(key string, list []string, fetched, more bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !more:
+		delete(p.lists, key)
+	case fetched:
+		if len(p.lists) >= maxLists {
+			clear(p.lists)
+		}
+		p.lists[key] = wholeList{list, p.clock.Now()}
+	}
 }
 
 // Referrers implements registry.Lister, by the referrers API or by the tag that stands in for it. An answer that is

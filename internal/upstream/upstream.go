@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/regclient/regclient/config"
@@ -59,7 +58,7 @@ type Parent struct {
 	kind      registry.ParentKind
 	rangeless sync.Once
 
-	disordered atomic.Bool // a list was out of order
+	lists map[string]wholeList // of more than one page, whose next page may be asked for
 
 	chunkMu                     sync.Mutex
 	chunkWant, chunkMost, chunk int64 // bytes: as configured, as far as nobody refused it, of the next one
@@ -106,6 +105,7 @@ func New(o Options) (*Parent, error) {
 	p := &Parent{o: o, log: o.Logger, clock: o.Clock, origin: u.String(), host: host, client: client}
 	p.wire = &wire{next: client, clock: o.Clock, host: host, scheme: o.Protocol, user: o.Username, password: o.Password, refused: map[string]time.Time{}}
 	p.http = &http.Client{Transport: p.wire, CheckRedirect: client.CheckRedirect}
+	p.lists = map[string]wholeList{}
 	p.reg = p.newReg()
 	p.SetChunk(0)
 	return p, nil
