@@ -90,6 +90,7 @@ func TestRechecksInTurns(t *testing.T) {
 		}
 		set := settings(t, p, "app")
 		set.Schedule = every(t, "0 * * * *")
+		time.Sleep(2 * time.Minute) // past the minute in which one is due
 		r, stop := newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
 		time.Sleep(30 * time.Minute)
 		heads := func() (n int) {

@@ -2,10 +2,13 @@ package syncer
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/schedule"
 )
 
 const (
@@ -32,7 +35,7 @@ func (s *Syncer) Run(ctx context.Context) {
 		set, changed := s.snapshot()
 		asked, wake := s.triggered()
 		now := s.o.Clock.Now()
-		due := set.Schedule.At(now, lastDone)
+		due := s.due(set.Schedule, now, lastDone)
 		pause := s.pause(set, due.Open, due.Next.Sub(now), retryAt.Sub(now), failures)
 		again, failed := s.nextRetry(now)
 		if failed = failed && failures == 0 && (until.IsZero() || now.Add(again).Before(until)); failed {
@@ -75,7 +78,7 @@ func (s *Syncer) Run(ctx context.Context) {
 				}
 			default:
 				failures++
-				retryAt = s.o.Clock.Now().Add(s.backoff(failures, set))
+				retryAt = s.o.Clock.Now().Add(max(s.backoff(failures, set), s.asked(err)))
 			}
 			continue
 		}
@@ -151,6 +154,32 @@ func (s *Syncer) backoff(failures int, set Settings) time.Duration {
 		d = min(limit, backoffFloor<<(failures-1))
 	}
 	return time.Duration((0.5 + s.o.Rand()/2) * float64(d))
+}
+
+// asked is how long the parent wants to be left alone: never before that, nor all of its children at once, but no longer
+// than the pause after any other failure.
+func (s *Syncer) asked(err error) time.Duration {
+	after := registry.AsError(err).RetryAfter
+	if after >= backoffCap {
+		return time.Duration((0.5 + s.o.Rand()/2) * float64(backoffCap))
+	}
+	return min(after+time.Duration(s.o.Rand()/2*float64(after)), backoffCap)
+}
+
+// due is what the schedule says, at a second of the minute that is this registry's own: a fleet with one schedule does
+// not come at once.
+func (s *Syncer) due(plan schedule.Plan, now, lastDone time.Time) schedule.State {
+	sum := sha256.Sum256([]byte(s.o.InstanceID))
+	shift := time.Duration(binary.BigEndian.Uint16(sum[:])) * time.Minute >> 16
+	if !lastDone.IsZero() {
+		lastDone = lastDone.Add(-shift)
+	}
+	state := plan.At(now.Add(-shift), lastDone)
+	state.Next = state.Next.Add(shift)
+	if !state.Until.IsZero() {
+		state.Until = state.Until.Add(shift)
+	}
+	return state
 }
 
 // errInterrupted ends an iteration whose settings changed, or that only waited for the parent to change.
