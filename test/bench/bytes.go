@@ -236,21 +236,25 @@ func (b *bench) killed(ctx context.Context, t *section, f *field) error {
 		return err
 	}
 	before := f.link.used()
-	if err := f.link.Set(linkproxy.Plan{BytesPerSecond: 24 * mib}); err != nil { // slower than its reader: what was sent has arrived
-		return err
-	}
-	arrived := f.link.Reached(before.down + int64(b.LayerMiB)*mib*6/10)
+	part := int64(b.LayerMiB) * mib / 10
+	half, arrived := f.link.Reached(before.down+5*part), f.link.Reached(before.down+6*part)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		_, _ = f.site.fetch(ctx, 1, w) // it is killed
 	}()
-	select {
-	case <-arrived:
-	case <-ended:
-		return errors.New("the fetch ended before it was killed")
-	case <-ctx.Done():
-		return ctx.Err()
+	// The last tenth comes slower than its reader reads, so that what was counted has arrived.
+	for _, reached := range []<-chan struct{}{half, arrived} {
+		select {
+		case <-reached:
+		case <-ended:
+			return errors.New("the fetch ended before it was killed")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := f.link.Set(linkproxy.Plan{BytesPerSecond: 4 * mib}); err != nil {
+			return err
+		}
 	}
 	f.site.kill()
 	<-ended

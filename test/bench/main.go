@@ -49,8 +49,8 @@ var plans = map[string]plan{
 		Starts: 3, LayerMiB: 50, SyncMiB: 256, Tries: 2, Hang: 5 * time.Second,
 	},
 	"full": {
-		Rounds: 5, Window: time.Second, Conns: []int{16, 64, 256}, BlobMiB: 64, PullMiB: 2048, PushMiB: 1024, Images: 200, Tags: 10000,
-		Starts: 7, LayerMiB: 100, SyncMiB: 768, Tries: 6, Hang: 30 * time.Second,
+		Rounds: 3, Window: time.Second, Conns: []int{16, 64, 256}, BlobMiB: 64, PullMiB: 2048, PushMiB: 1024, Images: 200, Tags: 10000,
+		Starts: 5, LayerMiB: 100, SyncMiB: 768, Tries: 6, Hang: 30 * time.Second,
 	},
 }
 

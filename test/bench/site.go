@@ -168,7 +168,7 @@ func (s *oursSite) revive(ctx context.Context) error {
 	defer cancel()
 	return s.Until(ctx, "the iteration of the start is over", func(ctx context.Context) (bool, error) {
 		st, err := s.Status(ctx)
-		return err == nil && st.Sync.SyncState != "" && st.Sync.NextSyncTime.After(time.Now().Add(time.Hour)), nil
+		return err == nil && !st.Sync.LastSuccessfulSyncEndTime.IsZero() && st.Sync.NextSyncTime.After(time.Now().Add(time.Hour)), nil
 	})
 }
 
