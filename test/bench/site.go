@@ -173,6 +173,7 @@ func (s *oursSite) revive(ctx context.Context) error {
 }
 
 func (s *oursSite) serves() *instance { return &instance{subject: subject{name: "ours"}, addr: s.Addr} }
+
 func (s *oursSite) spent() (time.Duration, float64) {
 	_, peak := s.RSS()
 	return cpuOf(s.Pid()), float64(peak) / mib
