@@ -22,6 +22,7 @@ import (
 //	  journal                           present while somebody wants to be told what comes and goes
 //	  journalDropped                    events that were dropped for want of room
 //	  climbing                          present while changes of clients are queued for the parent
+//	  seal                              seq of the transaction and the sum of all rows, see sum.go
 //	blobs/
 //	  <digest>                          size, time of commit, flags; manifests included
 //	repos/
@@ -72,6 +73,7 @@ var (
 	keyClimbing      = []byte("climbing")
 
 	keyJournalDropped = []byte("journalDropped")
+	keySeal           = []byte("seal")
 
 	bucketManifests = []byte("manifests")
 	bucketTags      = []byte("tags")
@@ -88,13 +90,13 @@ type repoTx struct {
 
 // repo opens a repository. Errors: NAME_UNKNOWN.
 func (t *tx) repo(name string) (*repoTx, error) {
-	b := t.Bucket(bucketRepos).Bucket([]byte(name))
+	b := t.bucket(t.Bucket(bucketRepos), []byte(name))
 	if b == nil {
 		return nil, registry.ErrNameUnknown.WithDetail(map[string]string{"name": name})
 	}
 	r := &repoTx{
-		t: t, name: name, manifests: b.Bucket(bucketManifests), tags: b.Bucket(bucketTags),
-		links: b.Bucket(bucketLinks), referrers: b.Bucket(bucketReferrers),
+		t: t, name: name, manifests: t.bucket(b, bucketManifests), tags: t.bucket(b, bucketTags),
+		links: t.bucket(b, bucketLinks), referrers: t.bucket(b, bucketReferrers),
 	}
 	if r.manifests == nil || r.tags == nil || r.links == nil || r.referrers == nil {
 		return nil, errDamaged
@@ -105,16 +107,15 @@ func (t *tx) repo(name string) (*repoTx, error) {
 // makeRepo opens a repository and creates it when it is new.
 func (t *tx) makeRepo(name string) (*repoTx, error) {
 	if t.Bucket(bucketRepos).Bucket([]byte(name)) == nil {
-		b, err := t.Bucket(bucketRepos).CreateBucket([]byte(name))
+		b, err := t.makeBucket(t.Bucket(bucketRepos), []byte(name))
 		if err != nil {
 			return nil, err
 		}
 		for _, sub := range [][]byte{bucketManifests, bucketTags, bucketLinks, bucketReferrers} {
-			if _, err := b.CreateBucket(sub); err != nil {
+			if _, err := t.makeBucket(b, sub); err != nil {
 				return nil, err
 			}
 		}
-		t.writes++
 		t.counts.repositories++
 	}
 	return t.repo(name)
@@ -128,6 +129,7 @@ func (r *repoTx) manifest(d registry.Digest) (manifestRow, error) {
 			return row, nil
 		}
 		r.t.s.log.Error("index row is damaged", "repository", r.name, "manifest", d.String())
+		r.t.s.suspect()
 	}
 	return manifestRow{}, registry.ErrManifestUnknown.WithDetail(map[string]string{"digest": d.String()})
 }
@@ -140,6 +142,7 @@ func (r *repoTx) tag(tag string) (tagRow, error) {
 			return row, nil
 		}
 		r.t.s.log.Error("index row is damaged", "repository", r.name, "tag", tag)
+		r.t.s.suspect()
 	}
 	return tagRow{}, registry.ErrManifestUnknown.WithDetail(map[string]string{"tag": tag})
 }
@@ -155,6 +158,9 @@ func (r *repoTx) resolve(ref registry.Reference) (registry.Digest, manifestRow, 
 		d = row.digest
 	}
 	row, err := r.manifest(d)
+	if err != nil && ref.Digest == "" { // both are written and removed together
+		r.t.s.suspect()
+	}
 	return d, row, err
 }
 

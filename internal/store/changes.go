@@ -62,8 +62,8 @@ func (s *Store) Changes(ctx context.Context, since string, limit int, match func
 	err := s.view(func(t *tx) error {
 		last := t.number(keyChangeSeq)
 		from, ok := parseCursor(since)
-		if !ok || from.instance != s.id || from.seq > last || from.start > last || from.seq < t.number(keyChangeFloor) && !from.full {
-			from = cursor{instance: s.id, start: last, full: true}
+		if !ok || from.instance != s.InstanceID() || from.seq > last || from.start > last || from.seq < t.number(keyChangeFloor) && !from.full {
+			from = cursor{instance: s.InstanceID(), start: last, full: true}
 		}
 		out = t.changes(from, last, limit, match)
 		return nil

@@ -266,6 +266,7 @@ func (s *Store) missing(d registry.Digest, err error) {
 	if _, known := s.warned.LoadOrStore(d, struct{}{}); !known {
 		s.log.Error("content is missing or damaged on the data volume; it counts as absent until it is fetched or pushed again",
 			"digest", d.String(), "error", err)
+		s.suspect() // it may be the row that is wrong
 	}
 }
 

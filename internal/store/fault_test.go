@@ -427,7 +427,7 @@ func TestOrder(t *testing.T) {
 		for _, line := range x.lines() {
 			if at < len(want) && strings.HasPrefix(line, want[at]) {
 				at++
-			} else if strings.HasPrefix(line, "write") && at > 0 {
+			} else if strings.HasPrefix(line, "write") && !strings.Contains(line, "redo") && at > 0 {
 				t.Errorf("%s: a write after the fsync: %q", tt.name, x.lines())
 			}
 		}

@@ -37,6 +37,19 @@ func (OSFS) Reserve(f File, size int64) error {
 	}
 }
 
+// syncData makes the bytes of a file durable, without its times.
+func syncData(f File) error {
+	file, ok := f.(*os.File)
+	if !ok {
+		return f.Sync()
+	}
+	for {
+		if err := syscall.Fdatasync(int(file.Fd())); !errors.Is(err, syscall.EINTR) {
+			return os.NewSyscallError("fdatasync", err)
+		}
+	}
+}
+
 // lowPriority gives the calling thread the idle class of the disk (ioprio_set(2): IOPRIO_WHO_PROCESS is 1, the class
 // idle is 3 above 13 bits of data) and the last place for the processor. Where that is forbidden it stays as it was.
 func lowPriority() {

@@ -21,3 +21,6 @@ func (OSFS) Reserve(File, int64) error { return nil }
 
 // lowPriority does nothing; only Linux has priorities of threads.
 func lowPriority() {}
+
+// syncData makes the bytes of a file durable.
+func syncData(f File) error { return f.Sync() }

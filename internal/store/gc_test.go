@@ -405,7 +405,7 @@ func soakPush(ctx context.Context, s *Store, repo, tag string, image registrytes
 		}
 		again := errors.Is(err, registry.ErrManifestBlobUnknown) || errors.Is(err, registry.ErrConflict) ||
 			errors.Is(err, registry.ErrBlobUnknown)
-		if err == nil || !again || try > 200 {
+		if err == nil || !again || try > 2000 {
 			return err
 		}
 	}

@@ -11,8 +11,7 @@ import (
 	"syscall"
 
 	"go.etcd.io/bbolt"
-
-	"github.com/connected-registry/connected-registry/internal/registry"
+	bberrors "go.etcd.io/bbolt/errors"
 )
 
 // maxGroup bounds how many callers share one commit.
@@ -29,6 +28,10 @@ type tx struct {
 	relock  bool // locks changed
 	told    bool // there are events to tell
 	delta   *outboxDelta
+
+	places map[*bbolt.Bucket]place // of the buckets that were opened; nil in a read transaction
+	sum    uint64                  // of all rows, with what was written so far
+	ops    []byte                  // for the log
 }
 
 // counts is what Usage answers from.
@@ -54,20 +57,45 @@ func decodeCounts(b []byte) (c counts) {
 	return c
 }
 
+// place is where a bucket is. Errors: for one that was not opened through the tx.
+func (t *tx) place(b *bbolt.Bucket) (place, error) {
+	if p, ok := t.places[b]; ok {
+		return p, nil
+	}
+	return place{}, errors.New("store: a bucket of unknown place")
+}
+
 // put writes a row unless it is there already, so that a transaction without news costs no commit.
 func (t *tx) put(b *bbolt.Bucket, key, value []byte) error {
-	if old := b.Get(key); old != nil && bytes.Equal(old, value) {
+	old := b.Get(key)
+	if old != nil && bytes.Equal(old, value) {
 		return nil
 	}
+	at, err := t.place(b)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		t.sum -= at.row(key, old)
+	}
+	t.sum += at.row(key, value)
+	t.ops = appendOp(t.ops, opPut, at, key, value)
 	t.writes++
 	return b.Put(key, value)
 }
 
 // remove deletes a row if it is there.
 func (t *tx) remove(b *bbolt.Bucket, key []byte) error {
-	if b.Get(key) == nil {
+	old := b.Get(key)
+	if old == nil {
 		return nil
 	}
+	at, err := t.place(b)
+	if err != nil {
+		return err
+	}
+	t.sum -= at.row(key, old)
+	t.ops = appendOp(t.ops, opRemove, at, key, nil)
 	t.writes++
 	return b.Delete(key)
 }
@@ -158,23 +186,38 @@ func (s *Store) transact(group []*call) error {
 // attempt runs the group in one bbolt transaction. A caller's error that came before its first write is that caller's
 // alone; any other error undoes the group.
 func (s *Store) attempt(group []*call) (err error) {
-	if reason := s.broken.Load(); reason != nil {
-		return registry.ErrUnavailable.WithMessage("the index of this registry is damaged: writes are refused until it is restarted").Wrap(*reason)
+	if err := s.unbroken(); err != nil {
+		return err
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err := s.unbroken(); err != nil {
+		return err
+	}
+	ix := s.index.Load()
+	if err := ix.inPlace(s.path(indexName), s.indexSize.Load()); err != nil {
+		return s.breakIndex(err)
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	btx, err := s.db.Begin(true)
+	btx, err := s.begin(ix, true)
 	if err != nil {
 		return err
 	}
-	t := s.newTx(btx)
 	defer func() {
 		if p := recover(); p != nil {
 			err = s.breakIndex(fmt.Errorf("write transaction: %v", p))
 		}
-		if btx.DB() != nil {
-			err = errors.Join(err, btx.Rollback())
+		if e := guard(func() error { return ignoreClosed(btx.Rollback()) }); e != nil {
+			ix.stuck.Store(true)
+			err = errors.Join(err, s.breakIndex(e)) // what it read to undo itself is damaged too
 		}
 	}()
+	last, ok := readSeal(btx)
+	if !ok {
+		return s.breakIndex(damaged("the seal cannot be read"))
+	}
+	t := s.newTx(btx)
+	t.places, t.sum = map[*bbolt.Bucket]place{}, last.sum
 	for _, c := range group {
 		before := t.writes
 		if c.err = c.fn(t); c.err != nil && t.writes != before {
@@ -187,16 +230,9 @@ func (s *Store) attempt(group []*call) (err error) {
 	if err := t.put(t.Bucket(bucketMeta), keyCounts, t.counts.encode()); err != nil {
 		return err
 	}
-	if err := s.step("commit"); err != nil {
+	if err := s.finish(t, seal{last.seq + 1, t.sum}); err != nil {
 		return err
 	}
-	if err := btx.Commit(); err != nil {
-		if errors.Is(err, syscall.EIO) {
-			_ = s.breakIndex(err) // what a failed sync left on the disk is unknown
-		}
-		return err
-	}
-	s.commits.Add(1)
 	s.counts.Store(&t.counts)
 	if t.relock {
 		if err := s.view(func(t *tx) error { s.loadLocks(t); return nil }); err != nil {
@@ -210,6 +246,39 @@ func (s *Store) attempt(group []*call) (err error) {
 	return s.step("committed")
 }
 
+// finish commits a transaction to the log and the index.
+func (s *Store) finish(t *tx, end seal) error {
+	if err := t.Bucket(bucketMeta).Put(keySeal, end.encode()); err != nil {
+		return err
+	}
+	if err := s.step("commit"); err != nil {
+		return err
+	}
+	done := s.logged(record{end, t.ops})
+	committed := false
+	defer func() { done(committed) }() // also when bbolt panics
+	size := t.Size()
+	if err := t.Commit(); err != nil {
+		if errors.Is(err, syscall.EIO) {
+			_ = s.breakIndex(err) // what a failed sync left on the disk is unknown
+		}
+		return err
+	}
+	committed = true
+	s.commits.Add(1)
+	s.sealed.Store(end.seq)
+	s.indexSize.Store(size)
+	return nil
+}
+
+// ignoreClosed leaves out that a transaction has ended already.
+func ignoreClosed(err error) error {
+	if errors.Is(err, bberrors.ErrTxClosed) {
+		return nil
+	}
+	return err
+}
+
 func (s *Store) newTx(btx *bbolt.Tx) *tx {
 	t := &tx{Tx: btx, s: s, now: s.clock.Now().Unix()}
 	if c := s.counts.Load(); c != nil {
@@ -221,7 +290,12 @@ func (s *Store) newTx(btx *bbolt.Tx) *tx {
 // view runs fn in a read-only transaction. A damaged page or an unreadable disk is UNAVAILABLE, not a crash.
 func (s *Store) view(fn func(*tx) error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	btx, err := s.db.Begin(false)
+	ix := s.index.Load()
+	btx, err := s.begin(ix, false)
+	for err != nil && ix != s.index.Load() { // another has taken its place meanwhile
+		ix = s.index.Load()
+		btx, err = s.begin(ix, false)
+	}
 	if err != nil {
 		return diskError(err)
 	}
@@ -234,12 +308,17 @@ func (s *Store) view(fn func(*tx) error) (err error) {
 	return fn(s.newTx(btx))
 }
 
-// breakIndex remembers that the index cannot be trusted with writes any more; the next start checks and rebuilds it.
-func (s *Store) breakIndex(err error) error {
-	if s.broken.CompareAndSwap(nil, &err) {
-		s.log.Error("the index is damaged; writes stop until a restart", "error", err)
+// begin starts a transaction. bbolt reads its meta pages for that.
+func (s *Store) begin(ix *index, write bool) (btx *bbolt.Tx, err error) {
+	if ix.stuck.Load() {
+		return nil, s.unbroken()
 	}
-	return registry.ErrUnavailable.WithMessage("the index of this registry is damaged: restart it to rebuild the index").Wrap(err)
+	err = guard(func() (err error) { btx, err = ix.db.Begin(write); return err })
+	if errors.Is(err, errDamaged) {
+		ix.stuck.Store(true)
+		err = s.breakIndex(err)
+	}
+	return btx, err
 }
 
 // wake tells those who wait for what a transaction changed.

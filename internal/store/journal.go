@@ -150,7 +150,7 @@ func (r *repoTx) tell(deleted bool, tag string, d registry.Digest, m manifestRow
 	if !t.s.journaling.Load() {
 		return nil
 	}
-	b, err := t.CreateBucketIfNotExists(bucketJournal)
+	b, err := t.makeBucket(nil, bucketJournal)
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (r *repoTx) tell(deleted bool, tag string, d registry.Digest, m manifestRow
 			return err
 		}
 	}
-	seq, err := b.NextSequence()
+	seq, err := t.next(b)
 	if err != nil {
 		return err
 	}

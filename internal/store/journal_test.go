@@ -97,7 +97,7 @@ func TestJournalIsOneTransaction(t *testing.T) {
 // TestJournalIsBounded fills the journal beyond its bound: the oldest go and are counted, until somebody was told.
 func TestJournalIsBounded(t *testing.T) {
 	s := openStore(t, t.TempDir(), Options{FS: lazyFS{}})
-	s.db.NoSync = true
+	s.bolt().NoSync = true
 	if err := s.SetJournal(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}

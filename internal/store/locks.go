@@ -149,7 +149,7 @@ func (s *Store) SetAttributes(ctx context.Context, repo string, ref registry.Ref
 		if next == (registry.Attributes{}) {
 			return r.dropLock(ref)
 		}
-		b, err := t.CreateBucketIfNotExists(bucketLocks)
+		b, err := t.makeBucket(nil, bucketLocks)
 		if err != nil {
 			return err
 		}
@@ -310,7 +310,6 @@ func (r *repoTx) removeRepo() error {
 	if err := r.dropLock(registry.Reference{}); err != nil {
 		return err
 	}
-	r.t.writes++
 	r.t.counts.repositories--
-	return r.t.Bucket(bucketRepos).DeleteBucket([]byte(r.name))
+	return r.t.dropBucket(r.t.Bucket(bucketRepos), []byte(r.name))
 }

@@ -234,7 +234,7 @@ func TestLocksSurvive(t *testing.T) {
 	if err := registrytest.Push(t.Context(), s, "app", "v1", image); err != nil {
 		t.Fatal(err)
 	}
-	err := s.db.Update(func(tx *bbolt.Tx) error { return tx.DeleteBucket(bucketLocks) }) // as an older index is
+	err := s.bolt().Update(func(tx *bbolt.Tx) error { return errors.Join(tx.DeleteBucket(bucketLocks), reseal(tx)) }) // as an older index is
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,9 @@ import (
 
 // migrations[i] turns version i+1 into i+2. All that are needed run in one transaction with the new number, so that a
 // power cut in the middle leaves the old version. Each adds an index that it left behind to testdata.
-var migrations = []migration{}
+var migrations = []migration{
+	func(*bbolt.Tx) error { return nil }, // 2: the seal, which each migration makes anew
+}
 
 type migration func(*bbolt.Tx) error
 
@@ -57,7 +59,10 @@ func migrate(db *bbolt.DB, instanceID, dir string, list []migration) error {
 				return fmt.Errorf("migration of the index from schema %d: %w", v, err)
 			}
 		}
-		return btx.Bucket(bucketMeta).Put(keySchemaVersion, binary.AppendUvarint(nil, target))
+		if err := btx.Bucket(bucketMeta).Put(keySchemaVersion, binary.AppendUvarint(nil, target)); err != nil {
+			return err
+		}
+		return reseal(btx)
 	})
 	return errors.Join(err, complete(db))
 }
@@ -109,5 +114,5 @@ func initialise(btx *bbolt.Tx, instanceID string, version uint64) error {
 			return err
 		}
 	}
-	return nil
+	return reseal(btx)
 }

@@ -63,6 +63,16 @@ func rewrite(t *testing.T, path string, change func([]byte) []byte) {
 	}
 }
 
+// bare removes what an index could be made of beside the content.
+func bare(t *testing.T, dir string) {
+	t.Helper()
+	for _, name := range slices.Concat(snapshotNames, redoNames) {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestDamagedIndex opens a volume whose index rotted: never a panic, never a collection, all content found again.
 func TestDamagedIndex(t *testing.T) {
 	for name, change := range map[string]func([]byte) []byte{
@@ -82,6 +92,7 @@ func TestDamagedIndex(t *testing.T) {
 			blobs, id := s.counts.Load().blobs, s.InstanceID()
 			closeChecked(t, s)
 			rewrite(t, indexPath(dir), change)
+			bare(t, dir)
 
 			hold := make(chan struct{})
 			var now testTime
@@ -141,6 +152,7 @@ func TestRecoveryContinues(t *testing.T) {
 	blobs := s.counts.Load().blobs
 	closeChecked(t, s)
 	rewrite(t, indexPath(dir), func([]byte) []byte { return nil })
+	bare(t, dir)
 	x := &testFS{dir: dir, failAt: 6, dead: true, only: "commit"}
 	s, err := Open(t.Context(), dir, Options{FS: x, hook: x.hook})
 	if err != nil {
@@ -367,8 +379,8 @@ func TestOpenErrors(t *testing.T) {
 	t.Run("newer schema", func(t *testing.T) {
 		dir := t.TempDir()
 		s := openStore(t, dir, Options{})
-		err := s.db.Update(func(tx *bbolt.Tx) error {
-			return tx.Bucket(bucketMeta).Put(keySchemaVersion, binary.AppendUvarint(nil, uint64(len(migrations))+2))
+		err := s.bolt().Update(func(tx *bbolt.Tx) error {
+			return errors.Join(tx.Bucket(bucketMeta).Put(keySchemaVersion, binary.AppendUvarint(nil, uint64(len(migrations))+2)), reseal(tx))
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -90,7 +90,7 @@ func deliver(ctx context.Context, s *Store, parent registry.Registry, e registry
 // checkOutbox looks at what must be true of the outbox at any time.
 func checkOutbox(t rapid.TB, s *Store) {
 	t.Helper()
-	err := s.db.View(func(btx *bbolt.Tx) error {
+	err := s.bolt().View(func(btx *bbolt.Tx) error {
 		tx := s.newTx(btx)
 		q, err := tx.outbox(false)
 		if q == nil || err != nil {

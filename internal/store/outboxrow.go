@@ -161,16 +161,16 @@ func (t *tx) outbox(create bool) (*outboxTx, error) {
 			return nil, nil
 		}
 		var err error
-		if b, err = t.CreateBucket(bucketOutbox); err != nil {
+		if b, err = t.makeBucket(nil, bucketOutbox); err != nil {
 			return nil, err
 		}
 		for _, sub := range [][]byte{bucketEntries, bucketTags, bucketDigests} {
-			if _, err := b.CreateBucket(sub); err != nil {
+			if _, err := t.makeBucket(b, sub); err != nil {
 				return nil, err
 			}
 		}
 	}
-	q := &outboxTx{t: t, entries: b.Bucket(bucketEntries), tags: b.Bucket(bucketTags), digests: b.Bucket(bucketDigests)}
+	q := &outboxTx{t: t, entries: t.bucket(b, bucketEntries), tags: t.bucket(b, bucketTags), digests: t.bucket(b, bucketDigests)}
 	if q.entries == nil || q.tags == nil || q.digests == nil {
 		return nil, errDamaged
 	}
@@ -245,7 +245,7 @@ func (q *outboxTx) put(seq uint64, row outboxRow) error {
 
 // add appends a row.
 func (q *outboxTx) add(row outboxRow) error {
-	seq, err := q.entries.NextSequence()
+	seq, err := q.t.next(q.entries)
 	if err != nil {
 		return err
 	}

@@ -18,18 +18,15 @@ func (s *Store) recover(ctx context.Context) {
 		err := s.rebuild(ctx)
 		if err == nil {
 			s.log.Info("the index is rebuilt from the content", "blobs", s.counts.Load().blobs)
+			s.want() // a snapshot, when there is no log
 			return
 		}
 		if ctx.Err() != nil {
 			return
 		}
 		s.log.Error("the index could not be rebuilt yet", "error", err)
-		retry := time.NewTimer(recoverRetry)
-		select {
-		case <-ctx.Done():
-			retry.Stop()
+		if !wait(ctx, recoverRetry) {
 			return
-		case <-retry.C:
 		}
 	}
 }

@@ -69,7 +69,7 @@ func observedSchema(t *testing.T, s *Store) map[string]bool {
 			return nil
 		})
 	}
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.bolt().View(func(tx *bbolt.Tx) error {
 		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
 			paths[string(name)+"/"] = true
 			walk(string(name)+"/", b)
@@ -219,7 +219,7 @@ func TestRowSizes(t *testing.T) {
 		}
 	}
 	var used int64
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.bolt().View(func(tx *bbolt.Tx) error {
 		used = tx.Size()
 		for name, b := range map[string]*bbolt.Bucket{"blobs": tx.Bucket(bucketBlobs), "repos": tx.Bucket(bucketRepos), "changes": tx.Bucket(bucketChanges)} {
 			st := b.Stats()

@@ -22,6 +22,17 @@ const snapshotTemp = "snapshot.new"
 // that a busy device writes so many bytes in an hour at most.
 const snapshotUnit = 16 << 20
 
+// checkIndex reads the whole index. Errors: UNAVAILABLE when it is not what its sum says; it is repaired then.
+func (s *Store) checkIndex() error {
+	return s.view(func(t *tx) error {
+		last, ok := readSeal(t.Tx)
+		if sum := sumIndex(t.Tx); !ok || sum != last.sum {
+			return s.breakIndex(damaged("its rows have another sum than when they were written"))
+		}
+		return nil
+	})
+}
+
 // SnapshotInterval is the time between two snapshots of the index as it is now: an hour, more for one above 16 MiB.
 func (s *Store) SnapshotInterval() time.Duration {
 	info, err := s.fs.Lstat(s.path(indexName))
@@ -31,9 +42,11 @@ func (s *Store) SnapshotInterval() time.Duration {
 	return time.Hour * time.Duration(1+info.Size()/snapshotUnit)
 }
 
-// Snapshot keeps the index as it is now, durably, and the snapshot before. When nothing changed since the last one of
-// this process it writes nothing. Tags that were pushed here survive the loss of the index that way; there is no other
-// copy of them. Errors: UNAVAILABLE while the index is being rebuilt or is damaged, DiskError.
+// Snapshot keeps the index as it is now, durably, and the snapshot before, and begins a new log. When nothing changed
+// since the last one of this process it writes nothing and looks for damage of the index only. What was pushed here
+// survives the loss of the index that way; there is no other copy of its names.
+//
+// Errors: UNAVAILABLE while the index is being rebuilt or is damaged, DiskError.
 func (s *Store) Snapshot(ctx context.Context) error {
 	if s.recovering.Load() || s.broken.Load() != nil {
 		return registry.ErrUnavailable.WithMessage("the index is not kept while it is damaged or being rebuilt")
@@ -41,8 +54,14 @@ func (s *Store) Snapshot(ctx context.Context) error {
 	s.snapshotMu.Lock()
 	defer s.snapshotMu.Unlock()
 	commits := s.commits.Load()
-	if commits == s.snapshotAt || ctx.Err() != nil {
+	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if commits == s.snapshotAt && s.hasRedo() {
+		return s.checkIndex()
+	}
+	if err := s.switchRedo(); err != nil {
+		return diskError(err)
 	}
 	temp := s.path(snapshotTemp)
 	if err := s.fs.Remove(temp); err != nil && !isAbsent(err) {
@@ -60,8 +79,40 @@ func (s *Store) Snapshot(ctx context.Context) error {
 	if err := s.fs.SyncDir(s.dir); err != nil {
 		return diskError(err)
 	}
-	s.snapshotAt = commits
+	s.snapshotAt, s.switched = commits, false
 	return nil
+}
+
+func (s *Store) hasRedo() bool {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return s.redo != nil
+}
+
+// switchRedo begins a log, and keeps the one before for the snapshot before. It does so once for each snapshot: when a
+// snapshot fails, the log that was begun for it goes on, and the one before it is still needed.
+func (s *Store) switchRedo() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.switched && s.redo != nil {
+		return nil
+	}
+	l, err := s.newRedo(s.path(redoTemp), s.sealed.Load())
+	if err != nil {
+		return err
+	}
+	s.endRedo()
+	moves := [][2]string{{redoNames[0], redoNames[1]}, {redoTemp, redoNames[0]}}
+	if s.switched { // the current log broke before it had its snapshot
+		moves = moves[1:]
+	}
+	for _, move := range moves {
+		if err := s.fs.Rename(s.path(move[0]), s.path(move[1])); err != nil && !isAbsent(err) {
+			return errors.Join(err, l.file.Close())
+		}
+	}
+	s.redo, s.switched = l, true
+	return nil // the directory is synced with the snapshot
 }
 
 // copyIndex writes the index of one transaction to a new file.
@@ -77,6 +128,11 @@ func (s *Store) copyIndex(path string) error {
 		_, err = t.WriteTo(&appender{f: f})
 		if err == nil {
 			err = f.Sync()
+		}
+		if err == nil {
+			if err = verifyIndex(f, t.Size()); errors.Is(err, errDamaged) {
+				err = s.breakIndex(err)
+			}
 		}
 		return errors.Join(err, f.Close())
 	})
@@ -99,22 +155,6 @@ func (s *Store) hasSnapshot() bool {
 	for _, name := range snapshotNames {
 		if info, err := s.fs.Lstat(s.path(name)); err == nil && info.Mode().IsRegular() {
 			return true
-		}
-	}
-	return false
-}
-
-// restoreSnapshot puts the latest snapshot that is sound in the place of the index; false when there is none. The
-// snapshots stay where they are.
-func (s *Store) restoreSnapshot() bool {
-	for _, name := range snapshotNames {
-		err := s.copySnapshot(s.path(name))
-		if err == nil {
-			s.log.Warn("the index was damaged; its snapshot is used, and content that came later is looked for", "snapshot", name)
-			return true
-		}
-		if !isAbsent(err) {
-			s.log.Error("a snapshot of the index cannot be used", "snapshot", name, "error", err)
 		}
 	}
 	return false
@@ -156,18 +196,6 @@ func (s *Store) copySnapshot(path string) error {
 	return s.fs.SyncDir(s.dir)
 }
 
-// renew makes a restored index another one: cursors of children that saw what came after the snapshot do not fit it.
-// Files that it does not know are looked for.
-func renew(db *bbolt.DB, instanceID string) error {
-	return db.Update(func(btx *bbolt.Tx) error {
-		meta := btx.Bucket(bucketMeta)
-		if meta == nil {
-			return errDamaged
-		}
-		return errors.Join(meta.Put(keyInstanceID, []byte(instanceID)), meta.Put(keyRecovering, []byte{1}))
-	})
-}
-
 const (
 	// compactFree is how many bytes of the index have to be free before it is written anew, and they must be more than
 	// those in use.
@@ -178,7 +206,7 @@ const (
 
 // compact writes an index that is mostly free space anew: bbolt never makes its file smaller. Whatever goes wrong, the
 // index that is there stays. The lock of the old file is held until its end; the caller opens the new one.
-func (s *Store) compact(free, size int64) (done bool, err error) {
+func (s *Store) compact(db *bbolt.DB, free, size int64) (done bool, err error) {
 	if free < s.compactAbove() || free <= size/2 {
 		return false, nil
 	}
@@ -193,7 +221,7 @@ func (s *Store) compact(free, size int64) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	err = guard(func() error { return bbolt.Compact(dst, s.db, compactTx) })
+	err = guard(func() error { return bbolt.Compact(dst, db, compactTx) })
 	if err == nil {
 		err = dst.Sync()
 	}

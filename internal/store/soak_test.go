@@ -157,7 +157,7 @@ func TestSoak(t *testing.T) {
 	o := now.options()
 	o.FS = lazyFS{}
 	s := openStore(t, t.TempDir(), o)
-	s.db.NoSync = true
+	s.bolt().NoSync = true
 	var done, collections atomic.Int64
 	var clients, keeper sync.WaitGroup
 	ctx, stop := context.WithCancel(t.Context())

@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/bbolt"
-
 	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -59,12 +57,16 @@ type Store struct {
 	clock  clock.Clock
 	log    *slog.Logger
 	opts   Options
-	db     *bbolt.DB
-	id     string
+	index  atomic.Pointer[index]  // in use; another takes its place when it breaks
+	id     atomic.Pointer[string] // see InstanceID
 	cache  *cache
 	uptime func() time.Duration // since Open, by the monotonic clock
 
 	queue      queue
+	writing    sync.Mutex // held by who writes the index or its log, or replaces it
+	redo       *redo      // nil when there is none until the next snapshot; under writing
+	indexSize  atomic.Int64
+	sealed     atomic.Uint64 // seq of the last transaction
 	commits    atomic.Int64
 	counts     atomic.Pointer[counts]
 	locked     atomic.Pointer[map[string]*registry.Locks] // as the index has them
@@ -97,6 +99,10 @@ type Store struct {
 
 	snapshotMu sync.Mutex
 	snapshotAt int64 // commits at the last snapshot
+	switched   bool  // a log was begun for a snapshot that is not there yet; under snapshotMu
+
+	wanted    chan struct{} // a snapshot, or the repair of a broken index
+	suspected chan struct{} // a look at the whole index
 
 	limits  limits
 	evicted time.Duration // uptime of the last eviction that found nothing; under gcMu
@@ -106,6 +112,7 @@ type Store struct {
 
 	stop   context.CancelFunc
 	worker sync.WaitGroup
+	keeper sync.WaitGroup
 	closed atomic.Bool
 }
 
@@ -117,7 +124,7 @@ var (
 )
 
 // InstanceID names this volume's content: it is made with the index, and again when the index had to be rebuilt.
-func (s *Store) InstanceID() string { return s.id }
+func (s *Store) InstanceID() string { return *s.id.Load() }
 
 // Changed returns a channel that is closed at the next change of a tag or referrer. Fetch it before Changes is asked,
 // and again after each time that it was closed.
@@ -134,7 +141,10 @@ func (s *Store) Close() error {
 	}
 	s.stop()
 	s.worker.Wait()
-	return diskError(s.db.Close())
+	s.keeper.Wait()
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return diskError(s.endIndex())
 }
 
 // Usage reports the volume. It reads counters and asks the file system for its free space; nothing is walked.
@@ -148,9 +158,9 @@ func (s *Store) Usage(ctx context.Context) (registry.StorageStatus, error) {
 		Manifests: int(c.manifests), Blobs: int(c.blobs), UsedBytes: c.bytes,
 	}
 	switch {
-	case s.broken.Load() != nil || s.closed.Load():
+	case s.closed.Load():
 		st.State = stateUnavailable
-	case s.recovering.Load():
+	case s.broken.Load() != nil || s.recovering.Load():
 		st.State = stateRecovering
 	}
 	if info, err := s.fs.Lstat(s.path(indexName)); err == nil {

@@ -33,11 +33,14 @@ func closeChecked(t *testing.T, s *Store) {
 	if s.closed.Load() {
 		return
 	}
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.bolt().View(func(tx *bbolt.Tx) error {
 		for err := range tx.Check() {
 			t.Errorf("index: %v", err)
 		}
 		checkCounts(t, s, tx)
+		if end, ok := readSeal(tx); !ok || end.sum != sumIndex(tx) {
+			t.Errorf("the sum of the rows is %x, and the seal is %+v, %t", sumIndex(tx), end, ok)
+		}
 		return nil
 	})
 	if err != nil {
@@ -77,3 +80,6 @@ func checkCounts(t *testing.T, s *Store, tx *bbolt.Tx) {
 func TestRegistry(t *testing.T) {
 	registrytest.Test(t, func(t *testing.T) registry.Registry { return openStore(t, t.TempDir(), Options{}) })
 }
+
+// bolt is the database that is in use.
+func (s *Store) bolt() *bbolt.DB { return s.index.Load().db }

@@ -36,6 +36,10 @@ type verifier struct {
 	seen     []uint64
 	buffers  [maxTreeDepth + 1][]byte
 	depth    int
+	at       place  // of the bucket that is walked
+	sum      uint64 // of its rows and those before
+	end      []byte // the seal
+	version  []byte // of the schema
 }
 
 // verifyIndex checks the structure of an index file of so many bytes. Errors: errDamaged, and those of reading.
@@ -46,7 +50,7 @@ func verifyIndex(f io.ReaderAt, size int64) error {
 
 // measureIndex is verifyIndex; it returns the bytes that are in use.
 func measureIndex(f io.ReaderAt, size int64) (used int64, err error) {
-	v := &verifier{f: f}
+	v := &verifier{f: f, at: root}
 	root, err := v.meta(size)
 	if err != nil {
 		return 0, err
@@ -62,7 +66,22 @@ func measureIndex(f io.ReaderAt, size int64) (used int64, err error) {
 	for _, word := range v.seen {
 		n += bits.OnesCount64(word)
 	}
-	return int64(n) * v.pageSize, nil
+	return int64(n) * v.pageSize, v.sealed()
+}
+
+// sealed compares the rows with their sum.
+func (v *verifier) sealed() error {
+	s, ok := decodeSeal(v.end)
+	version, _ := binary.Uvarint(v.version)
+	switch {
+	case v.end == nil && (v.sum == 0 || version == 1): // a new index, and one of before there was a seal
+		return nil
+	case !ok:
+		return damaged("the seal cannot be read")
+	case s.sum != v.sum:
+		return damaged("its rows have another sum than when they were written")
+	}
+	return nil
 }
 
 func damaged(format string, args ...any) error {
@@ -208,8 +227,10 @@ func (v *verifier) elements(buf []byte, id uint64, lower, upper []byte) error {
 			}
 			err = v.page(le.Uint64(e[8:]), k, next)
 		case le.Uint32(e) == leafBucket && id != 0:
-			err = v.bucket(value)
-		case le.Uint32(e) != 0:
+			err = v.bucket(k, value)
+		case kind == pageLeaf && le.Uint32(e) == 0:
+			v.row(k, value)
+		default:
 			err = damaged("entry %d of page %d has flags %#x", i, id, le.Uint32(e))
 		}
 		if err != nil {
@@ -219,11 +240,27 @@ func (v *verifier) elements(buf []byte, id uint64, lower, upper []byte) error {
 	return nil
 }
 
+// row takes a row into the sum.
+func (v *verifier) row(key, value []byte) {
+	if isSeal(v.at, key) {
+		v.end = bytes.Clone(value)
+		return
+	}
+	if len(v.at.path) == 1 && bytes.Equal(v.at.path[0], bucketMeta) && bytes.Equal(key, keySchemaVersion) {
+		v.version = bytes.Clone(value)
+	}
+	v.sum += v.at.row(key, value)
+}
+
 // bucket checks a bucket: a page of its own, or entries inside the value.
-func (v *verifier) bucket(value []byte) error {
+func (v *verifier) bucket(name, value []byte) error {
 	if len(value) < bucketHeaderSize {
 		return damaged("bucket of %d bytes", len(value))
 	}
+	above := v.at
+	v.at = above.in(name)
+	defer func() { v.at = above }()
+	v.sum += v.at.self(binary.LittleEndian.Uint64(value[8:]))
 	if root := binary.LittleEndian.Uint64(value); root != 0 {
 		return v.page(root, nil, nil)
 	}
