@@ -60,6 +60,9 @@ func eachTag(s *store.Store, do func(repo string, t registry.LocalTag) error) er
 			return err
 		}
 		for _, t := range list {
+			if t.Digest == "" { // taken away here, and the parent has not been told
+				continue
+			}
 			if err := do(repo, t); err != nil {
 				return err
 			}
@@ -356,8 +359,9 @@ func (w *world) carried(i int, l *layer) {
 			w.failf("the link above %s carried %d bytes in %d answers for the %d of %s", l.name, got, k.gets[d], w.blobs[registry.Digest(d)], d)
 		}
 	}
-	if most := int64(events) * 6 * window; excess > most {
-		w.failf("the link above %s carried %d bytes too much in %d faults", l.name, excess, events)
+	// A cut wastes what each of a few connections had read and not written; a power cut what was not synced.
+	if most := int64(events)*24<<10 + int64(w.losses[i])*400<<10; excess > most {
+		w.failf("the link above %s carried %d bytes too much in %d faults, where %d are to be expected", l.name, excess, events, most)
 	}
 }
 

@@ -201,6 +201,9 @@ func (p plan) write(name string) error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
 	return os.WriteFile(name, append(body, '\n'), 0o600)
 }
 

@@ -346,6 +346,7 @@ func (w *world) crash(s step) string {
 	l := w.layers[s.layer]
 	w.events[s.layer]++
 	c := crash(1 + s.n%2)
+	w.lost(s.layer, c)
 	if err := l.volume.crashNow(c); err != nil {
 		w.failf("%s: %v", l.name, err)
 	}
@@ -357,8 +358,16 @@ func (w *world) crashSoon(s step) string {
 	l := w.layers[s.layer]
 	w.events[s.layer]++
 	c, n := crash(1+s.n%2), 1+s.n/2%40
+	w.lost(s.layer, c)
 	l.volume.arm(n, c)
 	return fmt.Sprintf("%s after %d operations", c, n)
+}
+
+// lost notes that the bytes that are on their way to a volume may be lost.
+func (w *world) lost(layer int, c crash) {
+	if c == crashPower {
+		w.losses[layer]++
+	}
 }
 
 // disk fills the volume or makes its syncs fail, until the next such step or until all is healed.
@@ -394,7 +403,7 @@ func (w *world) cut(s step) string {
 	l := w.layers[s.layer]
 	w.events[s.layer]++
 	by := []error{syscall.ECONNRESET, io.EOF}[s.n%2]
-	after := int64(s.n/2%8) * 4000
+	after := int64(s.n/2%8) * 12000
 	if after == 0 {
 		w.net.reset(l.name, l.parent, by)
 	} else {

@@ -36,6 +36,7 @@ type world struct {
 	cloudHas  map[string]map[registry.Digest]artifact
 	own       [layers]*acknowledged
 	events    [layers]int // what may have cost bytes of the link above a layer
+	losses    [layers]int // those of them that may have cost all that was on its way
 	absent    [layers]map[registry.Digest]int
 	present   [layers]map[registry.Digest]bool
 	blobs     map[registry.Digest]int // size of each
