@@ -78,11 +78,10 @@ func New(o Options) *Authenticator {
 	if a.audit == nil {
 		a.audit = registry.NoAudit{}
 	}
+	var granted []registry.Permission
 	grant := func(actions ...registry.Action) {
 		for _, action := range actions {
-			a.anonymous.permissions = append(a.anonymous.permissions, registry.Permission{
-				Resource: registry.ResourceRepositories, Name: "*", Action: action,
-			})
+			granted = append(granted, registry.Permission{Resource: registry.ResourceRepositories, Name: "*", Action: action})
 		}
 	}
 	if o.AnonymousPull {
@@ -91,6 +90,7 @@ func New(o Options) *Authenticator {
 	if o.AnonymousPush {
 		grant(registry.ContentWrite)
 	}
+	a.anonymous.permit = newPermit(granted)
 	a.tokens.Store(&map[string]token{})
 	return a
 }
@@ -98,31 +98,48 @@ func New(o Options) *Authenticator {
 // Update puts other tokens in force, all at once: a request meets the old set or the new one. Names are taken in
 // lower case. A line of a scope map that is not a permission, and a scope map that does not exist, grant nothing.
 func (a *Authenticator) Update(tokens map[string]registry.ClientToken, maps map[string]registry.ScopeMap) {
-	permissions := make(map[string][]registry.Permission, len(maps))
-	for name, lines := range maps {
-		for _, line := range lines {
-			p, err := registry.ParsePermission(line)
-			if err != nil {
-				a.logger.Warn("a line of a scope map grants nothing", "scopeMap", name, "error", err)
-				continue
-			}
-			permissions[name] = append(permissions[name], p)
+	a.UpdateAll(registry.TokenSet{ClientTokens: tokens, ScopeMaps: maps})
+}
+
+// UpdateAll is Update for tokens of several sources. Of two tokens with one name that of the earlier source counts,
+// disabled or not: what is configured here is stronger than what comes from above.
+func (a *Authenticator) UpdateAll(sources ...registry.TokenSet) {
+	set := map[string]token{}
+	for _, source := range sources {
+		permits := make(map[string]*permit, len(source.ScopeMaps))
+		for name, lines := range source.ScopeMaps {
+			permits[name] = a.compile(name, lines)
 		}
-	}
-	set := make(map[string]token, len(tokens))
-	for name, t := range tokens {
-		set[strings.ToLower(name)] = newToken(t, permissions[t.ScopeMap])
+		for name, t := range source.ClientTokens {
+			name = strings.ToLower(name)
+			if _, ok := set[name]; !ok {
+				set[name] = newToken(t, permits[t.ScopeMap])
+			}
+		}
 	}
 	a.tokens.Store(&set)
 }
 
+func (a *Authenticator) compile(name string, lines registry.ScopeMap) *permit {
+	permissions := make([]registry.Permission, 0, len(lines))
+	for _, line := range lines {
+		p, err := registry.ParsePermission(line)
+		if err != nil {
+			a.logger.Warn("a line of a scope map grants nothing", "scopeMap", name, "error", err)
+			continue
+		}
+		permissions = append(permissions, p)
+	}
+	return newPermit(permissions)
+}
+
 // Identity is who a request is from and what that one may do. The zero value is anonymous and may do nothing.
 type Identity struct {
-	principal   registry.Principal
-	permissions []registry.Permission
-	credential  string  // fingerprint of the password
-	bearer      bool    // came with an access token: only what access is for
-	access      []entry // what the access token is for
+	principal  registry.Principal
+	permit     *permit
+	credential string  // fingerprint of the password
+	bearer     bool    // came with an access token: only what access is for
+	access     []entry // what the access token is for
 }
 
 // Principal returns the name; that of an anonymous client is empty.
@@ -147,12 +164,7 @@ func (i Identity) allowed(resource, name string, action registry.Action) bool {
 
 // permits reports whether the scope map does, whatever an access token is for.
 func (i Identity) permits(resource, name string, action registry.Action) bool {
-	for _, p := range i.permissions {
-		if p.Allows(resource, name, action) {
-			return true
-		}
-	}
-	return false
+	return i.permit.allows(resource, name, action)
 }
 
 // CanList reports whether the repository is shown to the identity in lists of repositories (ACR connected registry:

@@ -167,7 +167,7 @@ func (a *Authenticator) holder(c claims) (Identity, error) {
 	now := a.clock.Now()
 	for n, p := range t.passwords {
 		if t.fingerprints[n] == c.Credential && c.Credential != "" && unexpired(p.Expiry, now) {
-			return Identity{principal: registry.Principal{Name: c.Subject}, permissions: t.permissions, credential: c.Credential}, nil
+			return Identity{principal: registry.Principal{Name: c.Subject}, permit: t.permit, credential: c.Credential}, nil
 		}
 	}
 	return Identity{}, errors.New("the password that the token was got with is no longer in force")

@@ -18,13 +18,13 @@ type token struct {
 	passwords    [slots]registry.TokenPassword
 	fingerprints [slots]string // of the passwords, for access tokens; empty for an empty slot
 	enabled      bool
-	permissions  []registry.Permission
+	permit       *permit
 }
 
 // newToken takes the first two passwords; the configuration allows no more. An empty slot is a hash of nothing: no
 // password is known, or will be, that has it.
-func newToken(t registry.ClientToken, permissions []registry.Permission) token {
-	made := token{enabled: t.Enabled, permissions: permissions}
+func newToken(t registry.ClientToken, permit *permit) token {
+	made := token{enabled: t.Enabled, permit: permit}
 	for n := range copy(made.passwords[:], t.Passwords) {
 		made.fingerprints[n] = fingerprint(made.passwords[n])
 	}
@@ -89,7 +89,7 @@ func (a *Authenticator) login(r *http.Request, name, password string) (Identity,
 		return Identity{}, registry.ErrUnauthorized.WithMessage("the password of token %q has expired: generate a new one", name)
 	}
 	a.signedIn(r, name)
-	return Identity{principal: registry.Principal{Name: name}, permissions: t.permissions, credential: t.fingerprints[slot]}, nil
+	return Identity{principal: registry.Principal{Name: name}, permit: t.permit, credential: t.fingerprints[slot]}, nil
 }
 
 // unexpired reports whether a password that ends at expiry (zero: never) works at now.
