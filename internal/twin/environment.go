@@ -21,6 +21,7 @@ const (
 	EnvDataVolume           = "ACR_REGISTRY_DATA_VOLUME"
 	EnvCertificateVolume    = "ACR_REGISTRY_CERTIFICATE_VOLUME"
 	EnvLoginServer          = "ACR_REGISTRY_LOGIN_SERVER"
+	EnvTokensFile           = "ACR_REGISTRY_TOKENS_FILE" // ours: client tokens and scope maps, a file or a mounted secret
 )
 
 // Where the volumes are unless the environment says otherwise.

@@ -20,8 +20,9 @@ var keyPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
 // problems collects what is wrong with a document, in the order of the document.
 type problems struct {
-	list  []registry.FieldError
-	count int
+	list    []registry.FieldError
+	count   int
+	maxText int // bytes of one string; 0 is MaxString
 }
 
 func (p *problems) add(path, format string, args ...any) {
@@ -123,8 +124,8 @@ func asText(p *problems, path string, v value) (string, bool) {
 		p.add(path, "want a string, got %s", v.kind)
 		return "", false
 	}
-	if len(v.text) > MaxString {
-		p.add(path, "string has %d bytes: want at most %d", len(v.text), MaxString)
+	if most := max(p.maxText, MaxString); len(v.text) > most {
+		p.add(path, "string has %d bytes: want at most %d", len(v.text), most)
 		return "", false
 	}
 	return v.text, true

@@ -19,6 +19,8 @@ type FileOptions struct {
 	Settle time.Duration
 	// PollOnly leaves out the notifications of the operating system.
 	PollOnly bool
+	// Max bounds the file, in bytes; 0 is MaxRaw.
+	Max int64
 	Log      *slog.Logger
 }
 
@@ -37,6 +39,9 @@ func NewFile(path string, o FileOptions) *File {
 	if o.Settle <= 0 {
 		o.Settle = 100 * time.Millisecond
 	}
+	if o.Max <= 0 {
+		o.Max = MaxRaw
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -48,7 +53,7 @@ func (f *File) Name() string { return "file" }
 
 // Read returns what the file holds now.
 func (f *File) Read() Document {
-	raw, err := readRegular(f.path, MaxRaw)
+	raw, err := readRegular(f.path, f.o.Max)
 	return Document{Raw: raw, Err: err}
 }
 

@@ -90,7 +90,7 @@ func Parse(doc []byte, o ParseOptions) (registry.Config, []registry.FieldError) 
 		base = Defaults()
 	}
 	p := &problems{}
-	root, err := readTree(doc)
+	root, err := readTree(doc, MaxRaw, MaxDocument)
 	if err != nil {
 		p.add("", "%s; the configuration in force stays", err)
 		return base, p.errors()

@@ -150,12 +150,13 @@ func readScopeMaps(r reader, v value, c *registry.Config) {
 		if !ok {
 			return
 		}
-		actions := registry.ScopeMap{}
+		actions, seen := registry.ScopeMap{}, map[string]bool{}
 		for _, word := range strings.Fields(s) {
 			action, err := ParseAction(word)
 			if err != nil {
 				r.add(path, "%s", err)
-			} else if !slices.Contains(actions, action) {
+			} else if !seen[action] {
+				seen[action] = true
 				actions = append(actions, action)
 			}
 		}

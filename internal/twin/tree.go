@@ -15,6 +15,9 @@ const (
 	MaxRaw      = 96 << 10 // bytes as they stand in a file, with indentation
 	MaxString   = 4096     // bytes of one string, IoT Hub's limit
 	MaxDepth    = 10       // nested objects, IoT Hub's limit
+
+	MaxTokens     = 32 << 20 // bytes of a file of tokens, which no twin has to carry
+	maxTokensText = 8 << 20  // bytes of one string in it
 )
 
 // kind is what a JSON value is, in the words of the errors.
@@ -45,10 +48,10 @@ type member struct {
 
 // readTree checks the limits of the document and decodes it. Properties whose name starts with $ belong to the twin's
 // service and are left out.
-func readTree(doc []byte) (value, error) {
+func readTree(doc []byte, maxRaw, maxCompact int) (value, error) {
 	doc = bytes.TrimPrefix(doc, []byte("\ufeff"))
-	if len(doc) > MaxRaw {
-		return value{}, fmt.Errorf("document has more than %d bytes", MaxRaw)
+	if len(doc) > maxRaw {
+		return value{}, fmt.Errorf("document has more than %d bytes", maxRaw)
 	}
 	if len(bytes.TrimSpace(doc)) == 0 {
 		return value{}, errors.New("document is empty")
@@ -64,8 +67,8 @@ func readTree(doc []byte) (value, error) {
 	if err := json.Compact(&compact, doc); err != nil {
 		return value{}, err
 	}
-	if compact.Len() > MaxDocument {
-		return value{}, fmt.Errorf("document has %d bytes: want at most %d without blanks between the values", compact.Len(), MaxDocument)
+	if compact.Len() > maxCompact {
+		return value{}, fmt.Errorf("document has %d bytes: want at most %d without blanks between the values", compact.Len(), maxCompact)
 	}
 	decoder := json.NewDecoder(bytes.NewReader(doc))
 	decoder.UseNumber()
