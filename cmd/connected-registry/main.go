@@ -47,8 +47,7 @@ func root() *cobra.Command {
 	}
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cmd.AddCommand(serveCommand(), statusCommand(), syncCommand(), readinessCommand(), gcCommand(),
-		activationCommand("deactivate", "Stop using the parent, so that another instance can take this one's place"),
-		activationCommand("activate", "Use the parent again"), configCommand())
+		deactivateCommand(), activationCommand("activate", "Use the parent again"), listCommand(), showCommand(), configCommand())
 	return cmd
 }
 

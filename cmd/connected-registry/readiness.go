@@ -87,6 +87,28 @@ func gcCommand() *cobra.Command {
 	return cmd
 }
 
+// deactivateCommand stops using the parent, or frees the name of a registry below.
+func deactivateCommand() *cobra.Command {
+	cmd := activationCommand("deactivate", "Stop using the parent, or free the name of a registry below for another instance")
+	cmd.Long = "Stop using the parent, so that another instance can take this one's place; what is here is served on. With --name it is the\n" +
+		"connected registry of that name below this one: the instance that is active stops using this one, and a device that was\n" +
+		"installed anew takes its place by itself."
+	name := cmd.Flags().StringP("name", "n", "", "name of a connected registry below; empty is this one")
+	dataDir, output := cmd.Flags().Lookup("data-dir"), cmd.Flags().Lookup("output")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var s registry.Status
+		if err := module.Control(cmd.Context(), dataDir.Value.String(), "POST", "/methods/deactivate", map[string]string{"name": *name}, &s); err != nil {
+			return err
+		}
+		if *name != "" {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is deactivated: the next instance that signs in with its sync token takes its place\n", *name)
+			return nil
+		}
+		return printStatus(cmd.OutOrStdout(), s, output.Value.String())
+	}
+	return cmd
+}
+
 // activationCommand is deactivate, or activate, which undoes it.
 func activationCommand(name, short string) *cobra.Command {
 	cmd := &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs}

@@ -25,6 +25,7 @@ func serveCommand() *cobra.Command {
 	dataDir := dataDirFlag(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.ConfigFile, "config", "", "configuration document, watched for changes")
+	f.StringVar(&o.TokensFile, "tokens", "", "file with more scopeMaps and clientTokens, watched for changes (ACR_REGISTRY_TOKENS_FILE)")
 	f.StringVar(&o.Listen, "listen", ":8080", "address of the registry")
 	f.StringVar(&o.ListenTLS, "listen-tls", "", "address of the registry with TLS; the certificate is tls.crt and tls.key in ACR_REGISTRY_CERTIFICATE_VOLUME,\nor made and renewed by IoT Edge; empty for none")
 	f.StringVar(&o.Management, "management", "127.0.0.1:8081", "address of /healthz, /readyz and /status; empty for none")

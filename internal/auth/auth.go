@@ -12,6 +12,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -158,6 +159,15 @@ func (i Identity) CanGateway(name string, action registry.Action) bool {
 	return i.allowed(registry.ResourceGateway, strings.ToLower(name), action)
 }
 
+// Gateways lists the connected registries, in order, on whose gateway the action is permitted.
+func (i Identity) Gateways(action registry.Action) []string {
+	names := i.permit.gateways(action)
+	if i.bearer {
+		names = slices.DeleteFunc(names, func(name string) bool { return !covers(i.access, registry.ResourceGateway, name, action) })
+	}
+	return names
+}
+
 func (i Identity) allowed(resource, name string, action registry.Action) bool {
 	return i.permits(resource, name, action) && (!i.bearer || covers(i.access, resource, name, action))
 }
@@ -231,15 +241,15 @@ func (a *Authenticator) MayList(ctx context.Context, repo string) bool {
 	return FromContext(ctx).CanList(repo)
 }
 
-// Reader authenticates a request and returns what it may read, as the API between layers wants it.
+// Caller authenticates a request between layers and returns what it may do.
 //
 // Errors: UNAUTHORIZED.
-func (a *Authenticator) Reader(r *http.Request) (may func(repo string) bool, err error) {
+func (a *Authenticator) Caller(r *http.Request) (registry.LayerCaller, error) {
 	i, err := a.Authenticate(r)
 	if err != nil {
-		return nil, err
+		return registry.LayerCaller{}, err
 	}
-	return i.CanList, nil
+	return registry.LayerCaller{Token: i.principal.Name, MayRead: i.CanList, MayGateway: i.CanGateway, Gateways: i.Gateways}, nil
 }
 
 // errScopes has the text of ACR for a token whose scope map does not permit the operation.

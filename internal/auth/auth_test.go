@@ -217,14 +217,17 @@ func TestNothingInTheContextIsNothing(t *testing.T) {
 	}
 }
 
-func TestReaderAndMayList(t *testing.T) {
+func TestCallerAndMayList(t *testing.T) {
 	a := newAuthenticator(auth.Options{})
-	may, err := a.Reader(basic(t, "team", "one"))
-	if err != nil || !may("listed") || may("sample/x") {
-		t.Errorf("Reader: %v", err)
+	c, err := a.Caller(basic(t, "team", "one"))
+	if err != nil || c.Token != "team" || !c.MayRead("listed") || c.MayRead("sample/x") || !c.MayGateway("LineA", registry.ConfigRead) {
+		t.Errorf("Caller: %v", err)
 	}
-	if _, err := a.Reader(request(t)); !errors.Is(err, registry.ErrUnauthorized) {
-		t.Errorf("Reader without credentials: %v", err)
+	if names := c.Gateways(registry.ConfigRead); len(names) != 1 || names[0] != "linea" || len(c.Gateways(registry.MessageRead)) > 0 {
+		t.Errorf("gateways %q", names)
+	}
+	if _, err := a.Caller(request(t)); !errors.Is(err, registry.ErrUnauthorized) {
+		t.Errorf("Caller without credentials: %v", err)
 	}
 	ctx, err := a.Enter(basic(t, "team", "one"))
 	if err != nil || !a.MayList(ctx, "listed") || a.MayList(ctx, "sample/x") {

@@ -225,12 +225,12 @@ func TestListWithAToken(t *testing.T) {
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/v2/_connected/v1/", nil)
 		r.Header.Set("Authorization", "bearer "+b.token("line-a", tt.scope))
-		may, err := b.Reader(r)
+		c, err := b.Caller(r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for repo, want := range tt.want {
-			if may(repo) != want {
+			if c.MayRead(repo) != want {
 				t.Errorf("%s: %s is %v", tt.scope, repo, !want)
 			}
 		}

@@ -1,5 +1,6 @@
-// Package gateway answers what the registry of the layer below asks of its parent: who are you, and what changed since
-// I last asked. It lives below /v2/ because that is all that the API proxy of a layer without a registry forwards.
+// Package gateway answers what the registry of the layer below asks of its parent: who are you, am I the one of my name,
+// what changed since I last asked, who may pull from me; and it takes what the child tells of itself and of the tree
+// below it. It lives below /v2/ because that is all that the API proxy of a layer without a registry forwards.
 package gateway
 
 import (
@@ -8,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -37,25 +39,36 @@ type Changes interface {
 	Changed() <-chan struct{}
 }
 
-// Access says what a caller may see.
+// Access says who a caller is and what it may do.
 type Access interface {
-	// Reader authenticates the caller and returns which repositories it may read. Errors: UNAUTHORIZED.
-	Reader(r *http.Request) (may func(repo string) bool, err error)
+	// Caller authenticates the caller. Errors: UNAUTHORIZED.
+	Caller(r *http.Request) (registry.LayerCaller, error)
 	// Challenge adds what a client needs to know to authenticate to an answer 401.
 	Challenge(h http.Header)
 }
 
+// Relays is where client tokens for the layers below come from.
+type Relays interface {
+	// Relay returns what there is for the connected registries of the names; its version is set here.
+	Relay(names []string) registry.Relay
+	// RelayChanged returns a channel that is closed when Relay may answer something else.
+	RelayChanged() <-chan struct{}
+}
+
 // Options are the parts that a gateway is given.
 type Options struct {
-	Info    func() registry.LayerInfo // what this registry is now
-	Closing <-chan struct{}           // closed when the server drains: held answers are given at once
-	Logger  *slog.Logger
+	Info     func() registry.LayerInfo // what this registry is now; the capabilities are added for each caller
+	Children *Children                 // nil: nobody is activated, and nobody tells of itself
+	Relays   Relays                    // nil: no tokens are relayed
+	Closing  <-chan struct{}           // closed when the server drains: held answers are given at once
+	Logger   *slog.Logger
 }
 
 type gateway struct {
 	source Changes
 	access Access
 	o      Options
+	relays relayCache
 }
 
 // New returns the handler of everything below registry.LayerPath.
@@ -66,10 +79,23 @@ func New(source Changes, access Access, o Options) http.Handler {
 	return &gateway{source: source, access: access, o: o}
 }
 
-// routes are the questions, by the path below registry.LayerPath.
-var routes = map[string]func(g *gateway, w http.ResponseWriter, r *http.Request, may func(string) bool) error{
-	"":        (*gateway).info,
-	"changes": (*gateway).changes,
+// question is a request of a caller that is known.
+type question struct {
+	w      http.ResponseWriter
+	r      *http.Request
+	caller registry.LayerCaller
+	child  string // name of the connected registry that asks, lower case; empty unless its token has the right to it
+}
+
+type answer func(g *gateway, q question) error
+
+// routes are the questions, by the path below registry.LayerPath and the method; HEAD is GET without the body.
+var routes = map[string]map[string]answer{
+	"":           {http.MethodGet: (*gateway).info},
+	"changes":    {http.MethodGet: (*gateway).changes},
+	"tokens":     {http.MethodGet: (*gateway).tokens},
+	"activation": {http.MethodPut: (*gateway).activate, http.MethodDelete: (*gateway).deactivate},
+	"status":     {http.MethodPut: (*gateway).status},
 }
 
 func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -88,22 +114,50 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (g *gateway) serve(w http.ResponseWriter, r *http.Request) error {
-	route, ok := routes[strings.TrimPrefix(r.URL.Path, registry.LayerPath)]
+	methods, ok := routes[strings.TrimPrefix(r.URL.Path, registry.LayerPath)]
 	if !ok {
 		return registry.ErrNameUnknown.WithMessage("%s has no such question", registry.LayerPath)
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	ask, ok := methods[method]
+	if !ok {
+		allowed := slices.Sorted(maps.Keys(methods))
+		w.Header().Set("Allow", strings.ReplaceAll(strings.Join(allowed, ", "), "GET", "GET, HEAD"))
 		return registry.ErrUnsupported
 	}
-	may, err := g.access.Reader(r)
+	caller, err := g.access.Caller(r)
 	if err != nil {
 		return err
 	}
 	if err := g.fits(r.Header); err != nil {
 		return err
 	}
-	return route(g, w, r, may)
+	q := question{w: w, r: r, caller: caller, child: g.childOf(r.Header, caller)}
+	if q.child != "" && g.o.Children != nil {
+		g.o.Children.met(q.child, r.Header)
+		defer g.o.Children.met(q.child, r.Header) // an answer may be held for a minute
+	}
+	return ask(g, q)
+}
+
+// childOf returns the name under which the caller introduces itself, when its token may speak for that name.
+func (g *gateway) childOf(h http.Header, caller registry.LayerCaller) string {
+	name := strings.ToLower(h.Get(registry.HeaderChildName))
+	if name == "" || !caller.MayGateway(name, registry.MessageWrite) && !caller.MayGateway(name, registry.ConfigRead) {
+		return ""
+	}
+	return name
+}
+
+// active checks that who asks is the one active instance of its name, where one was activated.
+func (g *gateway) active(q question) error {
+	if q.child == "" || g.o.Children == nil {
+		return nil
+	}
+	return g.o.Children.check(q.child, q.r.Header.Get(registry.HeaderChildInstance))
 }
 
 // fits checks that the child that introduces itself may stand below this registry.
@@ -125,23 +179,46 @@ func (g *gateway) fits(h http.Header) error {
 	return hierarchy.CheckAncestry(instance, info)
 }
 
-func (g *gateway) info(w http.ResponseWriter, r *http.Request, _ func(string) bool) error {
-	return reply(w, r, g.o.Info())
+// info answers what this registry is, and what it can do for who asks.
+func (g *gateway) info(q question) error {
+	info := g.o.Info()
+	info.Capabilities = append(slices.Clone(info.Capabilities), registry.CapabilityChanges)
+	for _, c := range []struct {
+		word   string
+		action registry.Action
+		offers bool
+	}{
+		{registry.CapabilityActivation, registry.ConfigWrite, g.o.Children != nil},
+		{registry.CapabilityTokens, registry.ConfigRead, g.o.Relays != nil},
+		{registry.CapabilityStatus, registry.MessageWrite, g.o.Children != nil},
+	} {
+		if c.offers && q.child != "" && q.caller.MayGateway(q.child, c.action) {
+			info.Capabilities = append(info.Capabilities, c.word)
+		}
+	}
+	g.tellRelay(q)
+	return reply(q.w, q.r, info)
 }
 
 // changes answers what changed since the cursor, or 304 when nothing did for as long as the caller lets it wait.
-func (g *gateway) changes(w http.ResponseWriter, r *http.Request, may func(string) bool) error {
-	q := r.URL.Query()
-	wait, err := parseWait(q.Get("wait"))
+func (g *gateway) changes(q question) error {
+	if err := g.active(q); err != nil {
+		return err
+	}
+	w, r, values := q.w, q.r, q.r.URL.Query()
+	wait, err := parseWait(values.Get("wait"))
 	if err != nil {
 		return err
 	}
-	rules, err := parseScope(q["repository"])
+	rules, err := parseScope(values["repository"])
 	if err != nil {
 		return err
 	}
-	match := func(repo string) bool { return (len(rules) == 0 || rules.MatchRepository(repo)) && may(repo) }
-	since := q.Get("since")
+	match := func(repo string) bool {
+		return (len(rules) == 0 || rules.MatchRepository(repo)) && q.caller.MayRead(repo)
+	}
+	since := values.Get("since")
+	relay := g.tellRelay(q)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
@@ -155,6 +232,12 @@ func (g *gateway) changes(w http.ResponseWriter, r *http.Request, may func(strin
 		}
 		select {
 		case <-changed:
+		case <-relay:
+			if next, other := g.retellRelay(q); !other {
+				relay = next
+				continue
+			}
+			return g.unchanged(w, c.Cursor, since)
 		case <-timer.C:
 			return g.unchanged(w, c.Cursor, since)
 		case <-g.o.Closing:

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -62,11 +63,18 @@ func (s *source) Changes(_ context.Context, since string, _ int, match func(stri
 // access admits everyone to repositories below "may/", and nobody without the header.
 type access struct{}
 
-func (access) Reader(r *http.Request) (func(string) bool, error) {
-	if r.Header.Get("Authorization") == "" {
-		return nil, registry.ErrUnauthorized
+func (access) Caller(r *http.Request) (registry.LayerCaller, error) {
+	// The credential is the gateways that it has all actions on.
+	names := strings.Fields(r.Header.Get("Authorization"))
+	if len(names) == 0 {
+		return registry.LayerCaller{}, registry.ErrUnauthorized
 	}
-	return func(repo string) bool { return strings.HasPrefix(repo, "may/") }, nil
+	slices.Sort(names)
+	return registry.LayerCaller{
+		Token: "sync", MayRead: func(repo string) bool { return strings.HasPrefix(repo, "may/") },
+		MayGateway: func(name string, _ registry.Action) bool { return slices.Contains(names, name) },
+		Gateways:   func(registry.Action) []string { return names },
+	}, nil
 }
 
 func (access) Challenge(h http.Header) { h.Set("WWW-Authenticate", "Basic realm=x") }

@@ -72,7 +72,6 @@ func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 	m.mode.Store(c.Mode)
 	m.queueChanges(context.Background(), c)
 	m.store.SetLimits(int64(c.Storage.MaxMiB)<<20, int64(c.Storage.ReserveMiB)<<20)
-	m.auth.Update(c.ClientTokens, c.ScopeMaps)
 	if m.o.SetLevel != nil {
 		m.o.SetLevel(c.Logging.LogLevel)
 	}
@@ -96,6 +95,7 @@ func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 	m.mu.Lock()
 	m.config, m.source = c, status
 	m.mu.Unlock()
+	m.applyTokens()
 	m.syncer.Update(set)
 	if old != nil {
 		old.Close()
@@ -110,7 +110,7 @@ func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 
 // parentFor returns the parent of the configuration: the one in use where endpoint, protocol and mode are the same, a
 // new one otherwise, none where there is none or it may not be used. old is one to close.
-func (m *Module) parentFor(c registry.Config) (parent, old *upstream.Parent) {
+func (m *Module) parentFor(c registry.Config) (parent, old *above) {
 	key := fmt.Sprint(c.Parent.GatewayEndpoint, " ", c.Parent.Protocol, " ", c.Mode)
 	m.mu.Lock()
 	current, currentKey, deactivated := m.parent, m.parentKey, m.deactivated
@@ -143,7 +143,7 @@ func (m *Module) parentFor(c registry.Config) (parent, old *upstream.Parent) {
 
 // newParent makes the parent. A credential is good for one host: when the configuration names another parent than the
 // connection string, it stays at home.
-func (m *Module) newParent(c registry.Config) (*upstream.Parent, error) {
+func (m *Module) newParent(c registry.Config) (*above, error) {
 	if c.Parent.GatewayEndpoint == "" {
 		return nil, nil
 	}
@@ -165,10 +165,14 @@ func (m *Module) newParent(c registry.Config) (*upstream.Parent, error) {
 	o.Transport.Rand = m.o.Rand
 	o.Transport.Link = m.link
 	o.Transport.Dial, o.Transport.Timeouts, o.Transport.RootCAs, o.Transport.Proxy = m.o.Dial, m.o.Timeouts, m.parentRoots, m.proxyFor(c.Parent.GatewayEndpoint)
-	return upstream.New(o)
+	parent, err := upstream.New(o)
+	if err != nil {
+		return nil, err
+	}
+	return &above{Parent: parent, m: m}, nil
 }
 
-func (m *Module) takeParent() *upstream.Parent {
+func (m *Module) takeParent() *above {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := m.parent
@@ -207,6 +211,10 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	if m.edge.Present() {
 		out.StatusDetails = append(out.StatusDetails, proxyTrouble(scope, out.Configuration.Applied)...)
 	}
+	m.mu.Lock()
+	fileErrs := m.tokens.errs
+	m.mu.Unlock()
+	invalid(m.o.TokensFile, fileErrs)
 	select {
 	case <-m.opened:
 	default:
@@ -222,7 +230,7 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	m.syncer.Describe(&out)
 	out.Parent.GatewayEndpoint, out.Parent.Protocol = endpoint, protocol
 	m.mu.Lock()
-	active := !m.deactivated && !out.LastActivityTime.IsZero()
+	active := !m.deactivated && !m.refused && !out.LastActivityTime.IsZero()
 	m.mu.Unlock()
 	if active {
 		out.Activation.Status = registry.Active

@@ -30,6 +30,7 @@ var methods = map[string]method{
 	"getReadiness":     (*Module).methodGetReadiness,
 	"deactivate":       (*Module).methodDeactivate,
 	"activate":         (*Module).methodActivate,
+	"list":             (*Module).methodList,
 }
 
 // Invoke runs a method. Errors: NAME_UNKNOWN for a method that there is not, MANIFEST_INVALID for a payload that is

@@ -19,13 +19,13 @@ import (
 
 	"github.com/connected-registry/connected-registry/internal/auth"
 	"github.com/connected-registry/connected-registry/internal/clock"
+	"github.com/connected-registry/connected-registry/internal/gateway"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/store"
 	"github.com/connected-registry/connected-registry/internal/syncer"
 	"github.com/connected-registry/connected-registry/internal/telemetry"
 	"github.com/connected-registry/connected-registry/internal/transport"
 	"github.com/connected-registry/connected-registry/internal/twin"
-	"github.com/connected-registry/connected-registry/internal/upstream"
 )
 
 const (
@@ -40,6 +40,7 @@ const (
 type Options struct {
 	DataDir    string // data volume; empty takes ACR_REGISTRY_DATA_VOLUME or its default
 	ConfigFile string // configuration document; empty: only what was in force last, else defaults
+	TokensFile string // client tokens and scope maps beside those of the document; empty takes ACR_REGISTRY_TOKENS_FILE
 	Listen     string // service listener, host:port
 	Management string // health listener, host:port; empty for none
 	ListenTLS  string // service listener with TLS, host:port; empty for none
@@ -106,18 +107,23 @@ type Module struct {
 	audit   *telemetry.AuditLog
 	metrics *telemetry.Metrics
 	uptime  func() time.Duration
-	mode    atomic.Value // registry.Mode
+
+	children *gateway.Children // valid after opened
+	mode     atomic.Value      // registry.Mode
 
 	reporter *twin.Reporter // with hub
 
 	mu        sync.Mutex
 	config    registry.Config
-	parent    *upstream.Parent
+	parent    *above
 	parentKey string
 	source    registry.ConfigStatus
 	acks      map[string]twin.Ack
 
-	deactivated bool                             // by the operator: the parent is not used
+	deactivated bool // by the operator: the parent is not used
+	comesBack   bool // the operator activated it, and the parent does not know yet
+	refused     bool // the parent does not take this instance
+	tokens      tokens
 	details     map[string]registry.StatusDetail // by what is wrong
 	gcChanged   chan struct{}
 	tellChanged chan struct{} // the patterns of events may be others
@@ -212,6 +218,10 @@ func newModule(o Options) *Module {
 			m.certs.make = m.work
 		}
 	}
+	m.tokens.changed = make(chan struct{})
+	if m.o.TokensFile == "" {
+		m.o.TokensFile, _ = o.Lookup(twin.EnvTokensFile)
+	}
 	m.mode.Store(m.config.Mode)
 	m.uptime = clock.Stopwatch()
 	m.audit = telemetry.NewAuditLog(telemetry.AuditOptions{Now: m.clock.Now, Logger: m.log})
@@ -285,6 +295,8 @@ func (m *Module) live(ctx context.Context, addr string) {
 		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log, Rand: m.o.Rand, Patience: m.o.Patience, Link: m.link,
 	})
 	m.loadActivation(ctx)
+	m.loadTokens(ctx)
+	m.children = gateway.NewChildren(ctx, m.store, gateway.ChildrenOptions{Name: m.name, Clock: m.clock, Logger: m.log, Audit: m.audit})
 	record := m.lastRecord(ctx)
 	m.restore(record)
 	m.startAudit(ctx, m.config.Logging.AuditLogStatus == enabled)
@@ -301,6 +313,8 @@ func (m *Module) live(ctx context.Context, addr string) {
 	group.Go(func() { m.collect(ctx) })
 	group.Go(func() { m.maintain(ctx) })
 	group.Go(func() { m.watch(ctx) })
+	group.Go(func() { m.watchTokens(ctx) })
+	group.Go(func() { m.tellParent(ctx) })
 	group.Go(func() { m.control(ctx) })
 	group.Go(func() { m.report(ctx) })
 	group.Go(func() { m.tell(ctx) })

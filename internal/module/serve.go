@@ -39,7 +39,9 @@ func (m *Module) routes(ctx context.Context) http.Handler {
 	azure := m.metered("acr", acr.New(content, m.store, m.auth, acr.Options{Mode: mode, Logger: m.log, Audit: m.audit}))
 	tokens := m.metered("token", m.auth.TokenHandler())
 	v2 := m.metered("v2", distribution.New(content, m.auth, distribution.Options{Holders: m.store.BlobHolders, Logger: m.log}))
-	layers := m.metered("gateway", gateway.New(m.store, m.auth, gateway.Options{Info: m.info, Closing: m.closing, Logger: m.log}))
+	layers := m.metered("gateway", gateway.New(m.store, m.auth, gateway.Options{
+		Info: m.info, Children: m.children, Relays: m, Closing: m.closing, Logger: m.log,
+	}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Cache-Control") == "only-if-cached" { // a layer below, about to push
 			r = r.WithContext(registry.WithLocal(r.Context()))
@@ -61,7 +63,7 @@ func (m *Module) routes(ctx context.Context) http.Handler {
 func (m *Module) info() registry.LayerInfo {
 	return registry.LayerInfo{
 		APIVersion: "1", Name: m.name, InstanceID: m.store.InstanceID(), Mode: m.mode.Load().(registry.Mode),
-		Version: m.o.Version, Ancestors: m.syncer.Ancestors(), Capabilities: []string{"changes"},
+		Version: m.o.Version, Ancestors: m.syncer.Ancestors(),
 	}
 }
 

@@ -17,6 +17,7 @@ type Config struct {
 	Serve             ServeConfig
 	ScopeMaps         map[string]ScopeMap
 	ClientTokens      map[string]ClientToken // by token name, lower case
+	Children          map[string]ChildConfig // connectedRegistries, by name, lower case
 	Notifications     map[string]string
 	GarbageCollection GarbageCollectionConfig
 	Storage           StorageConfig
@@ -83,4 +84,9 @@ func (c Config) Scope() Scope {
 		all = append(all, c.Repositories[group]...)
 	}
 	return all
+}
+
+// ChildConfig is what a registry knows of one below it, direct or not.
+type ChildConfig struct {
+	ClientTokens []string // names of the client tokens that work there too; "*" is all
 }

@@ -39,6 +39,7 @@ const (
 	CodeDisallowed   Code = "REGISTRY_DISALLOWED_OPERATION" // ACR: locked
 	CodeTagUnknown   Code = "TAG_UNKNOWN"                   // ACR, in its own API
 	CodeConflict     Code = "CONFLICT"                      // two layers that do not fit together
+	CodeActivated    Code = "ALREADY_ACTIVATED"             // ACR: another instance of a connected registry is active
 )
 
 // status is the HTTP status that each code is answered with, unless an Error carries its own.
@@ -64,6 +65,7 @@ var status = map[Code]int{
 	CodeDiskError:           http.StatusInsufficientStorage,
 	CodeInternal:            http.StatusInternalServerError,
 	CodeConflict:            http.StatusConflict,
+	CodeActivated:           http.StatusConflict,
 	CodeDisallowed:          http.StatusMethodNotAllowed,
 	CodeTagUnknown:          http.StatusNotFound,
 }
@@ -104,6 +106,8 @@ var (
 	ErrConflict            = &Error{Code: CodeConflict, Message: "conflict"}
 	ErrLocked              = &Error{Code: CodeDisallowed, Message: "The operation is disallowed on this registry, repository or image. " +
 		"View troubleshooting steps at https://aka.ms/acr/faq/#why-does-my-pull-or-push-request-fail-with-disallowed-operation"}
+	ErrActivated = &Error{Code: CodeActivated, Message: "Failed to activate the connected registry as it is already activated by another instance. " +
+		"Only one instance is supported at any time."}
 	ErrTagUnknown = &Error{Code: CodeTagUnknown, Message: "the specified tag does not exist"}
 )
 

@@ -15,6 +15,19 @@ const (
 	HeaderChildMode     = "Connected-Registry-Mode"
 )
 
+// HeaderRelay is on the answers to a child that may read a gateway: the version of what GET LayerPath+"tokens" would
+// answer now. A parent without the header relays nothing, and takes nothing away.
+const HeaderRelay = "Connected-Registry-Relay"
+
+// What a parent can do for the child that asks, as LayerInfo says it; a sync token without the actions on its gateway is
+// offered less.
+const (
+	CapabilityChanges    = "changes"    // GET changes answers
+	CapabilityActivation = "activation" // PUT and DELETE activation: gateway config/write
+	CapabilityTokens     = "tokens"     // GET tokens: gateway config/read
+	CapabilityStatus     = "status"     // PUT status: gateway message/write
+)
+
 // LayerInfo is the answer to GET LayerPath: what the parent is.
 type LayerInfo struct {
 	APIVersion   string   `json:"apiVersion"` // "1"
@@ -23,7 +36,7 @@ type LayerInfo struct {
 	Mode         Mode     `json:"mode"`
 	Version      string   `json:"version"`
 	Ancestors    []string `json:"ancestors,omitempty"`    // instance ids above, nearest first, to find loops
-	Capabilities []string `json:"capabilities,omitempty"` // "changes": GET changes answers
+	Capabilities []string `json:"capabilities,omitempty"` // the Capability words
 }
 
 // ChangesRequest asks what changed since a cursor: GET LayerPath+"changes?since=...&wait=...&repository=...".
@@ -47,4 +60,55 @@ type Change struct {
 	Tag        string `json:"tag,omitempty"`
 	Digest     Digest `json:"digest,omitempty"`  // empty: the tag is gone
 	Subject    Digest `json:"subject,omitempty"` // Digest refers to this manifest
+}
+
+// LayerCaller is who asks a question between layers, and what that one may do.
+type LayerCaller struct {
+	Token      string
+	MayRead    func(repo string) bool
+	MayGateway func(name string, a Action) bool
+	Gateways   func(a Action) []string // names, in order, on whose gateway the action is permitted
+}
+
+// ActivationRequest is PUT LayerPath+"activation": the child wants to be the one active instance of its name.
+type ActivationRequest struct {
+	Name       string `json:"name"`
+	InstanceID string `json:"instanceId"`
+	Mode       Mode   `json:"mode"`
+	Version    string `json:"version,omitempty"`
+	// Operator is set when a person asked for it at the child: an instance that was deactivated at the parent comes back
+	// only so.
+	Operator bool `json:"operator,omitempty"`
+}
+
+// Relay is the answer to GET LayerPath+"tokens": client tokens and scope maps for the child and for those below it. Of two
+// token sets of one registry the first is the stronger.
+type Relay struct {
+	Version    string                `json:"version"`
+	Registries map[string][]TokenSet `json:"connectedRegistries,omitempty"` // by name of the connected registry, lower case
+}
+
+// LayerReport is PUT LayerPath+"status": the child first, then those below it.
+type LayerReport struct {
+	Registries []TreeNode `json:"connectedRegistries"`
+}
+
+// MaxTree bounds the registries of one report.
+const MaxTree = 1000
+
+// TreeNode is one connected registry as `connected-registry list` shows it.
+type TreeNode struct {
+	Name             string          `json:"name"`
+	Parent           string          `json:"parent,omitempty"` // name of the connected registry above; empty at the top
+	InstanceID       string          `json:"instanceId,omitempty"`
+	Mode             Mode            `json:"mode,omitempty"`
+	ConnectionState  ConnectionState `json:"connectionState"`
+	Activation       Activation      `json:"activation,omitzero"`
+	LoginServer      LoginServer     `json:"loginServer,omitzero"`
+	LastSyncTime     time.Time       `json:"lastSyncTime,omitzero"`
+	LastActivityTime time.Time       `json:"lastActivityTime,omitzero"` // when the registry above heard of it last
+	Schedule         string          `json:"schedule,omitempty"`
+	SyncWindow       string          `json:"syncWindow,omitempty"` // ISO 8601 duration
+	Version          string          `json:"version,omitempty"`
+	StatusDetails    []StatusDetail  `json:"statusDetails,omitempty"`
 }

@@ -201,7 +201,11 @@ func (s *Syncer) details() []registry.StatusDetail {
 		add("Disk", string(registry.CodeDiskError), st.since.failed, st.failed)
 	}
 	add("Parent", "ParentUnreachable", st.since.failure, st.failure)
-	add("Parent", "ParentRefused", st.since.refused, st.refused)
+	refusal := "ParentRefused"
+	if errors.Is(st.refused, registry.ErrActivated) {
+		refusal = string(registry.CodeActivated)
+	}
+	add("Parent", refusal, st.since.refused, st.refused)
 	if !disk && st.failure == nil && st.refused == nil { // otherwise that is why
 		add("Sync", "SyncFailed", st.since.failed, st.failed)
 	}

@@ -21,7 +21,7 @@ type FileOptions struct {
 	PollOnly bool
 	// Max bounds the file, in bytes; 0 is MaxRaw.
 	Max int64
-	Log      *slog.Logger
+	Log *slog.Logger
 }
 
 // File is the source outside IoT Edge: a file that is replaced, written in place, or swapped by a symbolic link as

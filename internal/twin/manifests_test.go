@@ -371,7 +371,7 @@ func TestReadmeNamesEverything(t *testing.T) {
 			switch path {
 			case "repositories":
 				key = "<group>"
-			case "scopeMaps", "clientTokens", "notifications":
+			case "scopeMaps", "clientTokens", "connectedRegistries", "notifications":
 				key = "<name>"
 			}
 			walk(strings.TrimPrefix(path+"."+key, "."), inner)
@@ -384,7 +384,7 @@ func TestReadmeNamesEverything(t *testing.T) {
 		paths = append(paths, name)
 	}
 	paths = append(paths, twin.EnvConnectionString, twin.EnvConnectionStringFile, twin.EnvSyncTokenUser, twin.EnvSyncTokenPassword,
-		twin.EnvParentEndpoint, twin.EnvDataVolume, twin.EnvCertificateVolume, twin.EnvLoginServer)
+		twin.EnvParentEndpoint, twin.EnvDataVolume, twin.EnvCertificateVolume, twin.EnvLoginServer, twin.EnvTokensFile)
 	if len(paths) < 30 {
 		t.Fatalf("paths %q", paths)
 	}

@@ -21,6 +21,7 @@ type document struct {
 	Serve             serveDocument                `json:"serve"`
 	ScopeMaps         map[string]string            `json:"scopeMaps"`
 	ClientTokens      map[string]map[string]string `json:"clientTokens"`
+	Children          map[string]map[string]string `json:"connectedRegistries,omitempty"`
 	Notifications     map[string]string            `json:"notifications"`
 	GarbageCollection collectionDocument           `json:"garbageCollection"`
 	Storage           storageDocument              `json:"storage"`
@@ -109,6 +110,12 @@ func Marshal(c registry.Config) ([]byte, error) {
 	}
 	for name, actions := range c.ScopeMaps {
 		d.ScopeMaps[name] = strings.Join(actions, " ")
+	}
+	for name, child := range c.Children {
+		if d.Children == nil {
+			d.Children = map[string]map[string]string{}
+		}
+		d.Children[name] = map[string]string{"clientTokens": strings.Join(child.ClientTokens, " ")}
 	}
 	for name, token := range c.ClientTokens {
 		d.ClientTokens[name] = marshalToken(token)

@@ -195,7 +195,7 @@ func TestAcknowledge(t *testing.T) {
 	if !strings.HasPrefix(acks["storage"].Description, "storage.maxMiB: ") {
 		t.Errorf("storage: %q", acks["storage"].Description)
 	}
-	if len(acks) != 11 {
+	if len(acks) != 12 {
 		t.Errorf("%d sections", len(acks))
 	}
 	other, _ := twin.Parse([]byte(`{"serve":{"pullThrough":true}}`), twin.ParseOptions{})

@@ -1,6 +1,9 @@
 package twin
 
 import (
+	"strings"
+
+	"github.com/connected-registry/connected-registry/internal/hierarchy"
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
@@ -27,4 +30,27 @@ func ParseTokens(doc []byte) (registry.TokenSet, []registry.FieldError) {
 		return registry.TokenSet{}, p.errors()
 	}
 	return registry.TokenSet{ScopeMaps: c.ScopeMaps, ClientTokens: c.ClientTokens}, nil
+}
+
+// readChildren reads which client tokens work at the registries below. A name that is no token here is left out when
+// tokens are relayed: it may be one that comes from above.
+func readChildren(r reader, v value, c *registry.Config) {
+	entries(r.problems, "connectedRegistries", v, func(path, key string, v value) {
+		name, err := hierarchy.ParseName(key)
+		if err != nil {
+			r.add(path, "%s", err)
+			return
+		}
+		if _, ok := c.Children[name]; ok {
+			r.add(path, "stands here twice: names of connected registries do not differ in case")
+			return
+		}
+		o, _ := record(r.problems, path, v, "clientTokens")
+		var child registry.ChildConfig
+		o.text("clientTokens", func(s string) error {
+			child.ClientTokens = strings.Fields(strings.ToLower(s))
+			return nil
+		})
+		c.Children[name] = child
+	})
 }

@@ -70,11 +70,7 @@ func (p *Parent) askLayer(ctx context.Context) (info registry.LayerInfo, ours bo
 	case c.status == http.StatusUnauthorized && offers(c.header, "bearer"):
 		return info, false, nil // a token server decides; asked about below
 	case c.status == http.StatusConflict:
-		said := parseError(c.body)
-		if said.Code == registry.CodeConflict && said.Message != "" {
-			return info, false, registry.ErrConflict.WithMessage("%s: %s", p.host, clip(said.Message))
-		}
-		return info, false, p.refusal(c, registry.ErrUnsupported)
+		return info, false, p.conflict(c)
 	case c.status == http.StatusUnauthorized, isAway(c.status):
 		return info, false, p.refusal(c, registry.ErrUnsupported)
 	}
@@ -197,17 +193,29 @@ func wellFormed(e registry.Change) bool {
 // ask sends one GET of our own to the parent. With introduce it carries the credential, unasked, and says who we are.
 // An answer of any status is no error.
 func (p *Parent) ask(ctx context.Context, path string, query url.Values, introduce bool) (*call, error) {
+	return p.question(ctx, http.MethodGet, path, query, nil, introduce)
+}
+
+// question is ask with any method, and with a body unless it is nil.
+func (p *Parent) question(ctx context.Context, method, path string, query url.Values, body []byte, introduce bool) (*call, error) {
 	c := &call{}
 	c.begin(p.wire)
 	target := p.origin + path
 	if len(query) > 0 {
 		target += "?" + query.Encode()
 	}
-	req, err := http.NewRequestWithContext(withCall(ctx, c), http.MethodGet, target, nil)
+	var content io.Reader
+	if body != nil {
+		content = bytes.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(withCall(ctx, c), method, target, content)
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Accept", "application/json")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	if introduce {
 		req.Header.Set("Accept-Encoding", "gzip")
 		for name, value := range map[string]string{
@@ -226,6 +234,9 @@ func (p *Parent) ask(ctx context.Context, path string, query url.Values, introdu
 		return nil, p.explain(ctx, c, err, registry.ErrUnsupported)
 	}
 	_ = resp.Body.Close() // it is in c.body
+	if v := c.header.Get(registry.HeaderRelay); introduce && v != "" {
+		p.relay.Store(&v)
+	}
 	return c, nil
 }
 

@@ -58,7 +58,8 @@ type Parent struct {
 	kind      registry.ParentKind
 	rangeless sync.Once
 
-	lists map[string]wholeList // of more than one page, whose next page may be asked for
+	lists map[string]wholeList   // of more than one page, whose next page may be asked for
+	relay atomic.Pointer[string] // version of the tokens that the parent has for this registry; nil: it said nothing of that
 
 	chunkMu                     sync.Mutex
 	chunkWant, chunkMost, chunk int64 // bytes: as configured, as far as nobody refused it, of the next one

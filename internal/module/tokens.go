@@ -1,0 +1,154 @@
+package module
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/twin"
+)
+
+// fileTokens is the tokens file that was last in force, for a start without it.
+const fileTokens = "tokens/file"
+
+// tokens are the client tokens of all sources but the configuration. They are guarded by the module's mutex.
+type tokens struct {
+	file    registry.TokenSet
+	relayed registry.Relay
+	errs    []registry.FieldError // of the file
+	changed chan struct{}         // closed when any source changes
+}
+
+// loadTokens reads what was kept of an earlier process.
+func (m *Module) loadTokens(ctx context.Context) {
+	for name, into := range map[string]any{fileTokens: &m.tokens.file, relayedTokens: &m.tokens.relayed} {
+		raw, err := m.store.Document(ctx, name)
+		if err == nil && raw != nil {
+			err = json.Unmarshal(raw, into)
+		}
+		if err != nil {
+			m.log.Error("client tokens of before cannot be read", "document", name, "error", err)
+		}
+	}
+	if m.o.TokensFile == "" {
+		m.tokens.file = registry.TokenSet{}
+	}
+}
+
+// applyTokens puts the tokens of all sources in force: the configuration's before the file's, and those before what the
+// parent relays.
+func (m *Module) applyTokens() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.auth.UpdateAll(m.tokenSources()...)
+	close(m.tokens.changed)
+	m.tokens.changed = make(chan struct{})
+}
+
+// tokenSources lists the token sets of this registry, the strongest first. The caller holds mu.
+func (m *Module) tokenSources() []registry.TokenSet {
+	own := []registry.TokenSet{{ClientTokens: m.config.ClientTokens, ScopeMaps: m.config.ScopeMaps}, m.tokens.file}
+	return append(own, m.tokens.relayed.Registries[strings.ToLower(m.name)]...)
+}
+
+// Relay implements gateway.Relays: what the configuration gives to each of the registries, and what came from above for
+// it.
+func (m *Module) Relay(names []string) registry.Relay {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := registry.Relay{Registries: map[string][]registry.TokenSet{}}
+	for _, name := range names {
+		if strings.EqualFold(name, m.name) {
+			continue
+		}
+		var sets []registry.TokenSet
+		for _, source := range m.tokenSources() {
+			if set := source.Select(m.config.Children[name].ClientTokens); len(set.ClientTokens) > 0 {
+				sets = append(sets, set)
+			}
+		}
+		if sets = append(sets, m.tokens.relayed.Registries[name]...); len(sets) > 0 {
+			out.Registries[name] = sets
+		}
+	}
+	return out
+}
+
+// RelayChanged implements gateway.Relays.
+func (m *Module) RelayChanged() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.tokens.changed
+}
+
+func (m *Module) relayVersion() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.tokens.relayed.Version
+}
+
+// takeRelay puts what the parent relays in force, once it is durable.
+func (m *Module) takeRelay(ctx context.Context, relay registry.Relay) {
+	if relay.Version == m.relayVersion() {
+		return
+	}
+	raw, err := json.Marshal(relay)
+	if err == nil {
+		err = m.store.PutDocument(ctx, relayedTokens, raw)
+	}
+	if err != nil {
+		m.log.Error("the client tokens of the parent cannot be kept; those from before stay", "error", err)
+		return
+	}
+	m.mu.Lock()
+	m.tokens.relayed = relay
+	own := 0
+	for _, set := range relay.Registries[strings.ToLower(m.name)] {
+		own += len(set.ClientTokens)
+	}
+	m.mu.Unlock()
+	m.applyTokens()
+	m.log.Info("client tokens from the parent", "version", relay.Version, "tokens", own, "registries", len(relay.Registries))
+	m.audit.Audit(ctx, registry.AuditRecord{
+		Category: registry.AuditConfiguration, Operation: "relayTokens", Principal: "parent", Result: registry.AuditSuccess, Detail: "version " + relay.Version,
+	})
+}
+
+// watchTokens follows the tokens file. One with an error changes nothing.
+func (m *Module) watchTokens(ctx context.Context) {
+	if m.o.TokensFile == "" {
+		return
+	}
+	for doc := range twin.NewFile(m.o.TokensFile, twin.FileOptions{Log: m.log, Max: twin.MaxTokens}).Watch(ctx) {
+		var set registry.TokenSet
+		errs := []registry.FieldError{}
+		if doc.Err != nil {
+			errs = append(errs, registry.FieldError{Message: doc.Err.Error()})
+		} else {
+			set, errs = twin.ParseTokens(doc.Raw)
+		}
+		m.auditConfiguration(ctx, m.o.TokensFile, doc, errs)
+		m.mu.Lock()
+		m.tokens.errs = errs
+		if len(errs) == 0 {
+			m.tokens.file = set
+		}
+		m.mu.Unlock()
+		for _, e := range errs {
+			m.log.Error("tokens file: the tokens from before stay", "file", m.o.TokensFile, "path", e.Path, "error", e.Message)
+		}
+		if len(errs) > 0 {
+			continue
+		}
+		m.applyTokens()
+		raw, err := json.Marshal(set)
+		if err == nil {
+			err = m.store.PutDocument(ctx, fileTokens, raw)
+		}
+		if err != nil {
+			m.log.Error("the tokens are in force but could not be kept for the next start", "error", err)
+		}
+		m.log.Info("tokens file", "file", m.o.TokensFile, "tokens", len(set.ClientTokens), "scopeMaps", len(set.ScopeMaps))
+	}
+}
