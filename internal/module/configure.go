@@ -157,14 +157,13 @@ func (m *Module) newParent(c registry.Config) (*above, error) {
 		Endpoint: twin.LoginServer(c.Parent.GatewayEndpoint), Protocol: c.Parent.Protocol,
 		Name: m.name, InstanceID: m.store.InstanceID(), Mode: c.Mode, Clock: m.clock, Logger: m.log,
 	}
-	if same {
-		o.Username, o.Password = conn.SyncTokenName, conn.SyncTokenPassword
-	} else if conn.SyncTokenName != "" {
-		m.log.Warn("the connection string is for another parent; its credential is not sent to this one", "parent", c.Parent.GatewayEndpoint)
+	o.Transport.RootCAs = m.parentRoots
+	if err := m.signIn(&o, c, same); err != nil {
+		return nil, err
 	}
 	o.Transport.Rand = m.o.Rand
 	o.Transport.Link = m.link
-	o.Transport.Dial, o.Transport.Timeouts, o.Transport.RootCAs, o.Transport.Proxy = m.o.Dial, m.o.Timeouts, m.parentRoots, m.proxyFor(c.Parent.GatewayEndpoint)
+	o.Transport.Dial, o.Transport.Timeouts, o.Transport.Proxy = m.o.Dial, m.o.Timeouts, m.proxyFor(c.Parent.GatewayEndpoint)
 	parent, err := upstream.New(o)
 	if err != nil {
 		return nil, err
@@ -193,7 +192,7 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	if m.certs != nil {
 		out.LoginServer.TLS = registry.LoginServerTLS{Status: "Enabled", Certificate: m.certs.describe()}
 	}
-	for _, what := range []string{"storage", "certificate", "source", "parent"} {
+	for _, what := range []string{"storage", "certificate", "source", "parent", "credential"} {
 		if d, ok := details[what]; ok {
 			out.StatusDetails = append(out.StatusDetails, d)
 		}

@@ -133,7 +133,7 @@ func handshakeError(addr string, err error) error {
 
 // connect dials addr after checking where it leads.
 func (d *dialer) connect(ctx context.Context, network, addr string) (net.Conn, error) {
-	if d.hosts.dial[strings.ToLower(addr)] {
+	if d.hosts.reaches(addr) {
 		return d.open(ctx, network, addr)
 	}
 	host, port, err := net.SplitHostPort(addr)
@@ -224,7 +224,7 @@ func (d *dialer) connectOrProxy(ctx context.Context, network, addr string) (net.
 	if proxy == nil {
 		return d.connect(ctx, network, addr)
 	}
-	if !d.hosts.dial[strings.ToLower(addr)] {
+	if !d.hosts.reaches(addr) {
 		host, _, _ := net.SplitHostPort(addr)
 		// A name that only the proxy can resolve passes; one that is known to be private does not.
 		if _, err := d.public(ctx, host); errors.Is(err, registry.ErrDenied) {

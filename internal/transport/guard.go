@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -39,7 +40,7 @@ func newHosts(origin string, realms, data []string) (hosts, error) {
 			return h, fmt.Errorf("origin %w", err)
 		}
 		u, _ := url.Parse(origin) // parsed above
-		h.origin, h.parent = originOf(u), u.Hostname()
+		h.origin, h.parent = originOf(u), strings.ToLower(u.Hostname())
 	}
 	for _, r := range realms {
 		if err := add(r, true); err != nil {
@@ -52,6 +53,25 @@ func newHosts(origin string, realms, data []string) (hosts, error) {
 		}
 	}
 	return h, nil
+}
+
+// azureRegistry is the login server of an Azure Container Registry in any cloud.
+var azureRegistry = regexp.MustCompile(`^([a-z0-9-]+)\.(azurecr\.[a-z]+)$`)
+
+// reaches reports whether an address, host:port, may be private: a configured one, and a dedicated data endpoint of the
+// Azure Container Registry that the client is for, <registry>.<region>.data.azurecr.io: over a private link it is.
+func (h hosts) reaches(addr string) bool {
+	addr = strings.ToLower(addr)
+	if h.dial[addr] {
+		return true
+	}
+	m := azureRegistry.FindStringSubmatch(h.parent)
+	if m == nil {
+		return false
+	}
+	host, ok := strings.CutSuffix(addr, ".data."+m[2]+":443")
+	region, own := strings.CutPrefix(host, m[1]+".")
+	return ok && own && region != "" && !strings.Contains(region, ".")
 }
 
 // originOf is scheme, host and port, with the scheme's own port filled in: the exact thing a credential belongs to.
@@ -78,7 +98,7 @@ type guard struct {
 // secretHeaders never reach a foreign host. Referer would tell it the path, and a parent may put a token there.
 var secretHeaders = []string{
 	"Authorization", "Proxy-Authorization", "Cookie", "Referer",
-	registry.HeaderChildName, registry.HeaderChildInstance, registry.HeaderChildMode,
+	registry.HeaderChildName, registry.HeaderChildInstance, registry.HeaderChildMode, "X-Meta-Source-Client",
 }
 
 // RoundTrip implements http.RoundTripper.

@@ -3,6 +3,7 @@ package twin
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -10,18 +11,21 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
-// Connection is what a connection string holds: who this registry is and how it signs in to its parent. The password
-// belongs to ParentGatewayEndpoint and must be sent to no other host.
+// Connection is what a connection string holds: who this registry is and how it signs in to its parent, with a sync
+// token or with a managed identity. The credential belongs to ParentGatewayEndpoint and must be sent to no other host.
 type Connection struct {
-	ConnectedRegistryName  string // lower case
-	SyncTokenName          string
-	SyncTokenPassword      registry.Secret
-	ParentGatewayEndpoint  string // host[:port], environment variables expanded
-	ParentEndpointProtocol string // "https" or "http"
+	ConnectedRegistryName   string // lower case
+	SyncTokenName           string
+	SyncTokenPassword       registry.Secret
+	ManagedIdentityClientID string // of a user-assigned identity; in place of the sync token
+	ParentGatewayEndpoint   string // host[:port], environment variables expanded
+	ParentEndpointProtocol  string // "https" or "http"
 }
 
 // connectionKeys are the keys of a connection string, as `az acr connected-registry get-settings` prints them.
-var connectionKeys = []string{"ConnectedRegistryName", "SyncTokenName", "SyncTokenPassword", "ParentGatewayEndpoint", "ParentEndpointProtocol"}
+var connectionKeys = []string{"ConnectedRegistryName", "SyncTokenName", "SyncTokenPassword", "ManagedIdentityClientId", "ParentGatewayEndpoint", "ParentEndpointProtocol"}
+
+var clientID = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
 
 // ParseConnectionString reads Key=Value parts with semicolons between them. A value may hold = (passwords do), the
 // endpoint may be an environment variable such as $IOTEDGE_PARENTHOSTNAME:8000, and the protocol is https unless it is
@@ -35,8 +39,12 @@ func ParseConnectionString(s string, env func(string) (string, bool)) (Connectio
 	if c.ConnectedRegistryName, err = hierarchy.ParseName(parts["ConnectedRegistryName"]); err != nil {
 		return Connection{}, fmt.Errorf("ConnectedRegistryName: %w", err)
 	}
-	if c.SyncTokenPassword, err = parsePassword(parts["SyncTokenPassword"]); err != nil {
-		return Connection{}, fmt.Errorf("SyncTokenPassword: %w", err)
+	if c.ManagedIdentityClientID = parts["ManagedIdentityClientId"]; c.ManagedIdentityClientID == "" {
+		if c.SyncTokenPassword, err = parsePassword(parts["SyncTokenPassword"]); err != nil {
+			return Connection{}, fmt.Errorf("SyncTokenPassword: %w", err)
+		}
+	} else if !clientID.MatchString(c.ManagedIdentityClientID) {
+		return Connection{}, errors.New("ManagedIdentityClientId: want the client ID of a user-assigned identity, 8-4-4-4-12 hexadecimal digits")
 	}
 	if c.ParentGatewayEndpoint, err = ParseEndpoint(parts["ParentGatewayEndpoint"], env); err != nil {
 		return Connection{}, fmt.Errorf("ParentGatewayEndpoint: %w", err)
@@ -49,11 +57,13 @@ func ParseConnectionString(s string, env func(string) (string, bool)) (Connectio
 		return Connection{}, errors.New("ParentEndpointProtocol: want https or http")
 	case c.ParentEndpointProtocol == "http" && IsCloud(c.ParentGatewayEndpoint):
 		return Connection{}, errors.New("ParentEndpointProtocol: " + errCloudProtocol)
+	case c.ParentEndpointProtocol == "http" && c.ManagedIdentityClientID != "":
+		return Connection{}, errors.New("ParentEndpointProtocol: want https with ManagedIdentityClientId")
 	}
 	return c, nil
 }
 
-// splitConnectionString returns the values by key: every key is known and stands once, and the four that are required
+// splitConnectionString returns the values by key: every key is known and stands once, and those that are required
 // have a value.
 func splitConnectionString(s string) (map[string]string, error) {
 	s = strings.TrimSpace(s)
@@ -75,8 +85,6 @@ func splitConnectionString(s string) (map[string]string, error) {
 		switch {
 		case !ok:
 			return nil, fmt.Errorf("part %d has no =: want Key=Value", i+1)
-		case strings.EqualFold(key, "ManagedIdentityClientId"):
-			return nil, errors.New("ManagedIdentityClientId is not supported: want SyncTokenName and SyncTokenPassword")
 		case !slices.Contains(connectionKeys, key):
 			return nil, fmt.Errorf("part %d: %s", i+1, unknown("key", key, connectionKeys))
 		}
@@ -85,7 +93,14 @@ func splitConnectionString(s string) (map[string]string, error) {
 		}
 		parts[key] = strings.TrimSpace(text)
 	}
-	for _, key := range connectionKeys[:4] {
+	required := []string{"ConnectedRegistryName", "SyncTokenName", "SyncTokenPassword", "ParentGatewayEndpoint"}
+	if parts["ManagedIdentityClientId"] != "" {
+		required = []string{"ConnectedRegistryName", "ManagedIdentityClientId", "ParentGatewayEndpoint"}
+		if parts["SyncTokenName"]+parts["SyncTokenPassword"] != "" {
+			return nil, errors.New("ManagedIdentityClientId and SyncTokenName exclude each other: want one way to sign in")
+		}
+	}
+	for _, key := range required {
 		if parts[key] == "" {
 			return nil, fmt.Errorf("%s is missing", key)
 		}

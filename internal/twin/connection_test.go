@@ -58,7 +58,9 @@ func TestParseConnectionStringRefuses(t *testing.T) {
 		{"$upstream", with("$IOTEDGE_PARENTHOSTNAME", "$upstream"), "ParentGatewayEndpoint: $upstream"},
 		{"protocol", with("Protocol=https", "Protocol=ftp"), "want https or http"},
 		{"cloud over http", strings.Replace(with("Protocol=https", "Protocol=http"), "$IOTEDGE_PARENTHOSTNAME:8000", "acme.azurecr.io", 1), "must be 'https'"},
-		{"managed identity", "ManagedIdentityClientId=1;" + goodConnection, "not supported"},
+		{"managed identity beside a sync token", "ManagedIdentityClientId=1;" + goodConnection, "exclude each other"},
+		{"managed identity without a client ID", "ConnectedRegistryName=linea;ManagedIdentityClientId=mine;ParentGatewayEndpoint=contoso.azurecr.io", "8-4-4-4-12"},
+		{"managed identity over http", "ConnectedRegistryName=linea;ManagedIdentityClientId=1f0c2a50-0000-4000-8000-0123456789ab;ParentGatewayEndpoint=parent:8000;ParentEndpointProtocol=http", "want https"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -183,7 +185,7 @@ func TestFromEnvironment(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got, errs := twin.FromEnvironment(environment(append(tt.env, "IOTEDGE_PARENTHOSTNAME", "edge-l4")...))
-			if got != tt.want {
+			if !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("FromEnvironment = %+v\nwant %+v", got, tt.want)
 			}
 			var texts []string

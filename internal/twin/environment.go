@@ -22,7 +22,12 @@ const (
 	EnvCertificateVolume    = "ACR_REGISTRY_CERTIFICATE_VOLUME"
 	EnvLoginServer          = "ACR_REGISTRY_LOGIN_SERVER"
 	EnvTokensFile           = "ACR_REGISTRY_TOKENS_FILE" // ours: client tokens and scope maps, a file or a mounted secret
+	EnvAlternateEndpoints   = "ACR_PARENT_ALTERNATE_ENDPOINTS" // ours: the parent's replicas, with spaces or commas between
+	EnvParentAuth           = "ACR_PARENT_AUTH"                // ours: SyncToken, or one of the identities of Microsoft Entra ID
 )
+
+// maxAlternates bounds the further endpoints of one parent.
+const maxAlternates = 16
 
 // Where the volumes are unless the environment says otherwise.
 const (
@@ -34,6 +39,10 @@ const (
 type Environment struct {
 	// Connection is who this registry is to its parent; zero without a connection string or sync token.
 	Connection Connection
+	// Alternates are further endpoints of the parent, host[:port], which may be given the credential.
+	Alternates []string
+	// ParentAuth names the identity of Microsoft Entra ID that the registry signs in with; empty is the sync token.
+	ParentAuth string
 	// ConnectionStringFile is where the connection string was read from, so that it can be read again after a rotation.
 	ConnectionStringFile string
 	// LoginServer is the host[:port] by which clients know this registry; empty is any.
@@ -74,7 +83,34 @@ func FromEnvironment(lookup func(string) (string, bool)) (Environment, []registr
 		e.LoginServer = host
 	}
 	e.Connection = readConnection(p, get, lookup)
+	e.Alternates = readAlternates(p, get(EnvAlternateEndpoints), lookup)
+	switch e.ParentAuth = get(EnvParentAuth); {
+	case e.ParentAuth == "" && e.Connection.ManagedIdentityClientID != "":
+		e.ParentAuth = "ManagedIdentity"
+	case strings.EqualFold(e.ParentAuth, AuthSyncToken):
+		e.ParentAuth = ""
+	}
 	return e, p.errors()
+}
+
+// AuthSyncToken is EnvParentAuth's default: the sync token, or nothing where there is none.
+const AuthSyncToken = "SyncToken"
+
+func readAlternates(p *problems, text string, lookup func(string) (string, bool)) []string {
+	var out []string
+	for _, s := range strings.FieldsFunc(text, func(r rune) bool { return r == ' ' || r == ',' || r == '\t' || r == '\n' }) {
+		endpoint, err := ParseEndpoint(s, lookup)
+		switch {
+		case err != nil:
+			p.add(EnvAlternateEndpoints, "%s", err)
+		case len(out) == maxAlternates:
+			p.add(EnvAlternateEndpoints, "want at most %d endpoints", maxAlternates)
+			return out
+		default:
+			out = append(out, endpoint)
+		}
+	}
+	return out
 }
 
 // readConnection takes the connection string if there is one, else the sync token's two variables of older versions;

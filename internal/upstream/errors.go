@@ -69,12 +69,12 @@ func (p *Parent) refusal(c *call, notFound *registry.Error) *registry.Error {
 	cause := fmt.Errorf("HTTP %d%s", c.status, reason(c.body))
 	said := parseError(c.body)
 	switch s := c.status; {
-	case s == http.StatusUnauthorized && p.o.Username == "":
+	case s == http.StatusUnauthorized && p.who() == "":
 		return registry.ErrUnauthorized.WithMessage("%s asks for a credential and none is configured", p.host).Wrap(cause)
 	case s == http.StatusUnauthorized:
-		return registry.ErrUnauthorized.WithMessage("%s refuses the credential of %q", p.host, p.o.Username).Wrap(cause)
+		return registry.ErrUnauthorized.WithMessage("%s refuses the credential of %q", p.host, p.who()).Wrap(cause)
 	case s == http.StatusForbidden:
-		return registry.ErrDenied.WithMessage("%s denies %q this operation", p.host, p.o.Username).Wrap(cause)
+		return registry.ErrDenied.WithMessage("%s denies %q this operation", p.host, p.who()).Wrap(cause)
 	case s == http.StatusNotFound && said.Code == registry.CodeNameUnknown && notFound.Code != registry.CodeUnsupported:
 		return registry.ErrNameUnknown.WithMessage("the repository is not known to %s", p.host).Wrap(cause)
 	case s == http.StatusNotFound && notFound.Code != registry.CodeUnsupported:

@@ -167,7 +167,7 @@ func (p *Parent) Referrers(ctx context.Context, repo string, d registry.Digest, 
 func (p *Parent) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.reg = p.newReg()
+	p.reg = p.newReg(p.refresh)
 }
 
 // referrers filters, sorts and checks a list.

@@ -7,10 +7,12 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +33,14 @@ type Options struct {
 	Protocol string // "https", also when empty, or "http"
 	Username string // empty asks without a credential
 	Password registry.Secret
+	Identity Identity // of Microsoft Entra ID, in place of user name and password; for an Azure Container Registry
+
+	// Alternates are further endpoints of the same registry, host[:port], such as its replicas in other regions. They
+	// are asked in this order while the first does not answer, and are given the credential: only whoever may name the
+	// parent's host for the credential may name them.
+	Alternates []string
+	// SourceClient tells Azure which software asks (header X-Meta-Source-Client); empty tells nothing.
+	SourceClient string
 
 	// What this registry tells a parent of its own kind.
 	Name       string
@@ -51,10 +61,13 @@ type Parent struct {
 	host   string // host[:port] as configured
 	client *transport.Client
 	wire   *wire
+	points *endpoints
+	entra  *entra // nil without an identity
 	http   *http.Client
 
 	mu        sync.Mutex
 	reg       *reg.Reg
+	refresh   registry.Secret // the refresh token of reg
 	renewed   time.Time
 	kind      registry.ParentKind
 	rangeless sync.Once
@@ -74,7 +87,8 @@ var (
 
 // New returns the parent without asking it anything.
 //
-// Errors: an Endpoint that is not host[:port], a Protocol that is neither https nor http, a bad realm.
+// Errors: an Endpoint or one of Alternates that is not host[:port], a Protocol that is neither https nor http, a bad
+// realm, an Identity that lacks something or is to be used without TLS.
 func New(o Options) (*Parent, error) {
 	if o.Protocol == "" {
 		o.Protocol = "https"
@@ -82,18 +96,27 @@ func New(o Options) (*Parent, error) {
 	if o.Protocol != "https" && o.Protocol != "http" {
 		return nil, fmt.Errorf("protocol %q: want https or http", o.Protocol)
 	}
-	host := strings.ToLower(o.Endpoint)
-	u, err := url.Parse(o.Protocol + "://" + host)
-	if err != nil || u.Host != host || u.Hostname() == "" || u.User != nil {
-		return nil, fmt.Errorf("parent endpoint %q: want host[:port]", o.Endpoint)
+	host, err := parseHost(o.Protocol, o.Endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("parent endpoint %w", err)
 	}
+	origin := o.Protocol + "://" + host
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Clock == nil {
 		o.Clock = clock.System()
 	}
-	o.Transport.Origin = u.String()
+	hosts := []string{host}
+	for _, a := range o.Alternates {
+		other, err := parseHost(o.Protocol, a)
+		if err != nil {
+			return nil, fmt.Errorf("alternate endpoint of the parent %w", err)
+		}
+		hosts = append(hosts, other)
+		o.Transport.Realms = append(slices.Clip(o.Transport.Realms), o.Protocol+"://"+other)
+	}
+	o.Transport.Origin = origin
 	if o.Transport.Logger == nil {
 		o.Transport.Logger = o.Logger
 	}
@@ -104,21 +127,41 @@ func New(o Options) (*Parent, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Parent{o: o, log: o.Logger, clock: o.Clock, origin: u.String(), host: host, client: client}
-	p.wire = &wire{next: client, clock: o.Clock, host: host, scheme: o.Protocol, user: o.Username, password: o.Password, refused: map[string]time.Time{}}
+	p := &Parent{o: o, log: o.Logger, clock: o.Clock, origin: origin, host: host, client: client}
+	p.points = &endpoints{next: client, clock: o.Clock, log: o.Logger, scheme: o.Protocol, hosts: hosts}
+	p.wire = &wire{
+		next: p.points, clock: o.Clock, host: host, scheme: o.Protocol, user: o.Username, password: o.Password,
+		sourceClient: o.SourceClient, refused: map[string]time.Time{},
+	}
 	p.http = &http.Client{Transport: p.wire, CheckRedirect: client.CheckRedirect}
 	p.lists = map[string]wholeList{}
-	p.reg = p.newReg()
+	if o.Identity.Kind != "" {
+		if p.entra, err = p.newEntra(); err != nil {
+			return nil, err
+		}
+	}
+	p.reg = p.newReg("")
 	p.SetChunk(0)
 	return p, nil
 }
 
-// newReg returns a regclient without any state. Its own retries, throttle and log are off: the transport retries, the
+// parseHost returns host[:port] in lower case.
+func parseHost(protocol, endpoint string) (string, error) {
+	host := strings.ToLower(endpoint)
+	u, err := url.Parse(protocol + "://" + host)
+	if err != nil || u.Host != host || u.Hostname() == "" || u.User != nil {
+		return "", fmt.Errorf("%q: want host[:port]", endpoint)
+	}
+	return host, nil
+}
+
+// newReg returns a regclient without any state; refresh is a refresh token of the parent, where an identity has one. Its
+// own retries, throttle and log are off: the transport retries, the
 // caller decides how much runs at once, and its log would repeat what the errors say.
-func (p *Parent) newReg() *reg.Reg {
+func (p *Parent) newReg(refresh registry.Secret) *reg.Reg {
 	host := &config.Host{
 		Name: p.host, Hostname: p.host, TLS: config.TLSEnabled,
-		User: p.o.Username, Pass: p.o.Password.Reveal(),
+		User: p.o.Username, Pass: p.o.Password.Reveal(), Token: refresh.Reveal(),
 		RepoAuth: true, // or the scopes of all repositories would pile up in each token request
 		APIOpts:  map[string]string{},
 	}
@@ -157,19 +200,19 @@ const renewEvery = time.Minute
 //
 // Errors: see explain; what a 404 means is notFound.
 func (p *Parent) run(ctx context.Context, c *call, notFound *registry.Error, do func(context.Context, *reg.Reg) error) error {
-	p.mu.Lock()
-	r := p.reg
-	p.mu.Unlock()
+	r, err := p.signedIn(ctx)
+	if err != nil {
+		return err
+	}
 	c.begin(p.wire)
-	err := do(withCall(ctx, c), r)
-	if err == nil {
+	if err = do(withCall(ctx, c), r); err == nil {
 		return nil
 	}
-	if c.status == http.StatusUnauthorized && c.bearer && p.renew(r) {
+	if c.status == http.StatusUnauthorized && (c.bearer || p.entra != nil) && p.renew(ctx, c, r) {
+		if r, err = p.signedIn(ctx); err != nil {
+			return err
+		}
 		c.begin(p.wire)
-		p.mu.Lock()
-		r = p.reg
-		p.mu.Unlock()
 		if err = do(withCall(ctx, c), r); err == nil {
 			return nil
 		}
@@ -177,16 +220,55 @@ func (p *Parent) run(ctx context.Context, c *call, notFound *registry.Error, do 
 	return p.explain(ctx, c, err, notFound)
 }
 
-// renew replaces old, unless that happened less than a minute ago, and reports whether there is a new one.
-func (p *Parent) renew(old *reg.Reg) bool {
+// signedIn returns the regclient to ask with. With an identity it has a refresh token that is good.
+//
+// Errors: UNAUTHORIZED and UNAVAILABLE of the identity, the context's.
+func (p *Parent) signedIn(ctx context.Context) (*reg.Reg, error) {
+	if p.entra == nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.reg, nil
+	}
+	refresh, err := p.entra.refreshToken(ctx)
+	if err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.reg != old {
-		return true
+	if refresh != p.refresh {
+		p.reg, p.refresh = p.newReg(refresh), refresh
 	}
-	if !p.renewed.IsZero() && p.clock.Now().Sub(p.renewed).Abs() < renewEvery {
+	return p.reg, nil
+}
+
+// renew replaces old, unless that happened less than a minute ago, and reports whether there is a new one.
+func (p *Parent) renew(ctx context.Context, c *call, old *reg.Reg) bool {
+	p.mu.Lock()
+	refresh := p.refresh
+	switch {
+	case p.reg != old:
+		p.mu.Unlock()
+		return true
+	case !p.renewed.IsZero() && p.clock.Now().Sub(p.renewed).Abs() < renewEvery:
+		p.mu.Unlock()
 		return false
 	}
-	p.reg, p.renewed = p.newReg(), p.clock.Now()
+	p.reg, p.renewed = p.newReg(refresh), p.clock.Now()
+	p.mu.Unlock()
+	if p.entra != nil && errors.Is(p.wire.tokenTrouble(c.tokens), registry.ErrUnauthorized) {
+		p.entra.forget(ctx, refresh)
+		p.wire.forgive()
+	}
 	return true
+}
+
+// Endpoint returns the host[:port] that is asked now: the parent's own, or one of its alternates.
+func (p *Parent) Endpoint() string { return p.points.inUse() }
+
+// who names the credential for a person.
+func (p *Parent) who() string {
+	if p.entra != nil {
+		return p.o.Identity.Who()
+	}
+	return p.o.Username
 }

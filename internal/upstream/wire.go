@@ -67,6 +67,7 @@ type wire struct {
 	scheme, host string
 	user         string
 	password     registry.Secret
+	sourceClient string
 	basic        atomic.Bool // the parent takes Basic: no need to be asked first
 
 	mu       sync.Mutex
@@ -74,6 +75,9 @@ type wire struct {
 	tokenErr error                // of the last token request; nil when it was good
 	tokens   int                  // how many there were
 }
+
+// headerSourceClient is how Azure Container Registry learns which software asks.
+const headerSourceClient = "X-Meta-Source-Client"
 
 // RoundTrip implements http.RoundTripper.
 func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -85,6 +89,9 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 	own := req.URL.Scheme == w.scheme && req.URL.Host == w.host
 	if own && w.user != "" && w.basic.Load() && req.Header.Get("Authorization") == "" {
 		req.SetBasicAuth(w.user, w.password.Reveal())
+	}
+	if own && w.sourceClient != "" {
+		req.Header.Set(headerSourceClient, w.sourceClient)
 	}
 	c.bearer = strings.HasPrefix(req.Header.Get("Authorization"), "Bearer ")
 	if c.blob && c.offset > 0 && req.Method == http.MethodGet {
@@ -233,6 +240,13 @@ func (w *wire) token(req *http.Request) (*http.Response, error) {
 		_ = w.tokenFailed(nil)
 	}
 	return resp, nil
+}
+
+// forgive lets token requests that were refused be made again, with another credential.
+func (w *wire) forgive() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.refused)
 }
 
 // tokenFailed remembers the result of a token request: regclient reports some of them as a plain "unauthorized".
