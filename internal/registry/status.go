@@ -29,6 +29,7 @@ type Status struct {
 // ParentStatus is what is known of the parent.
 type ParentStatus struct {
 	GatewayEndpoint string     `json:"gatewayEndpoint,omitempty"`
+	Endpoint        string     `json:"endpoint,omitempty"` // that is asked now, where there are several
 	Protocol        string     `json:"protocol,omitempty"`
 	Kind            ParentKind `json:"kind,omitempty"`
 	Mode            Mode       `json:"mode,omitempty"`

@@ -95,17 +95,20 @@ func (e *entra) refreshToken(ctx context.Context) (registry.Secret, error) {
 	return e.token, nil
 }
 
-// forget drops a refresh token that the registry no longer takes, at most once a minute.
-func (e *entra) forget(ctx context.Context, token registry.Secret) {
+// forget drops a refresh token that the registry no longer takes, at most once a minute, and reports whether it did.
+func (e *entra) forget(ctx context.Context, token registry.Secret) bool {
 	select {
 	case <-ctx.Done():
-		return
+		return false
 	case <-e.one:
 	}
 	defer func() { e.one <- struct{}{} }()
-	if now := e.clock.Now(); e.token == token && now.Sub(e.forgottenAt).Abs() >= renewEvery {
-		e.token, e.forgottenAt = "", now
+	now := e.clock.Now()
+	if e.token != token || now.Sub(e.forgottenAt).Abs() < renewEvery {
+		return false
 	}
+	e.token, e.forgottenAt = "", now
+	return true
 }
 
 // exchange gets a refresh token of the registry for a token of Microsoft Entra ID.

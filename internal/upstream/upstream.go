@@ -208,7 +208,10 @@ func (p *Parent) run(ctx context.Context, c *call, notFound *registry.Error, do 
 	if err = do(withCall(ctx, c), r); err == nil {
 		return nil
 	}
-	if c.status == http.StatusUnauthorized && (c.bearer || p.entra != nil) && p.renew(ctx, c, r) {
+	for range 2 { // an access token, and then the refresh token that it was made of
+		if c.status != http.StatusUnauthorized || !(c.bearer || p.entra != nil) || !p.renew(ctx, c, r) {
+			break
+		}
 		if r, err = p.signedIn(ctx); err != nil {
 			return err
 		}
@@ -241,24 +244,25 @@ func (p *Parent) signedIn(ctx context.Context) (*reg.Reg, error) {
 	return p.reg, nil
 }
 
-// renew replaces old, unless that happened less than a minute ago, and reports whether there is a new one.
+// renew replaces old, unless that happened less than a minute ago, and reports whether there is a new one. A refresh
+// token that the parent's token server refuses is dropped with it.
 func (p *Parent) renew(ctx context.Context, c *call, old *reg.Reg) bool {
 	p.mu.Lock()
 	refresh := p.refresh
-	switch {
-	case p.reg != old:
-		p.mu.Unlock()
+	p.mu.Unlock()
+	dropped := p.entra != nil && errors.Is(p.wire.tokenTrouble(c.tokens), registry.ErrUnauthorized) && p.entra.forget(ctx, refresh)
+	if dropped {
+		p.wire.forgive()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reg != old {
 		return true
-	case !p.renewed.IsZero() && p.clock.Now().Sub(p.renewed).Abs() < renewEvery:
-		p.mu.Unlock()
+	}
+	if !dropped && !p.renewed.IsZero() && p.clock.Now().Sub(p.renewed).Abs() < renewEvery {
 		return false
 	}
 	p.reg, p.renewed = p.newReg(refresh), p.clock.Now()
-	p.mu.Unlock()
-	if p.entra != nil && errors.Is(p.wire.tokenTrouble(c.tokens), registry.ErrUnauthorized) {
-		p.entra.forget(ctx, refresh)
-		p.wire.forgive()
-	}
 	return true
 }
 
