@@ -185,7 +185,7 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	m.mu.Lock()
 	out.Configuration = m.source
 	endpoint, protocol := m.config.Parent.GatewayEndpoint, m.config.Parent.Protocol
-	details, scope := maps.Clone(m.details), m.config.Scope()
+	details, scope, parent := maps.Clone(m.details), m.config.Scope(), m.parent
 	m.mu.Unlock()
 	out.Activation.Status = registry.Inactive
 	out.LoginServer = registry.LoginServer{Host: m.env.LoginServer, TLS: registry.LoginServerTLS{Status: "Disabled"}}
@@ -228,6 +228,9 @@ func (m *Module) Status(ctx context.Context) registry.Status {
 	out.StatusDetails = append(out.StatusDetails, m.droppedEvents(ctx)...)
 	m.syncer.Describe(&out)
 	out.Parent.GatewayEndpoint, out.Parent.Protocol = endpoint, protocol
+	if parent != nil && len(m.env.Alternates) > 0 {
+		out.Parent.Endpoint = parent.Endpoint()
+	}
 	m.mu.Lock()
 	active := !m.deactivated && !m.refused && !out.LastActivityTime.IsZero()
 	m.mu.Unlock()

@@ -44,10 +44,10 @@ func CheckTagRange(s string) error {
 // matchTagRange reports whether the tag is a version in the range. A pre-release, which 1.4.0-alpine is too, is in the
 // range only where the range names one (>=1.4-0), as is the rule of semantic versions.
 func matchTagRange(text, tag string) bool {
-	if !versionTag.MatchString(tag) {
+	if !versionTag.MatchString(tag) || CheckTagRange(text) != nil {
 		return false
 	}
-	constraint, err := semver.NewConstraint(text) // it was checked when the rule was parsed
+	constraint, err := semver.NewConstraint(text)
 	if err != nil {
 		return false
 	}
