@@ -21,7 +21,7 @@ const (
 	EnvDataVolume           = "ACR_REGISTRY_DATA_VOLUME"
 	EnvCertificateVolume    = "ACR_REGISTRY_CERTIFICATE_VOLUME"
 	EnvLoginServer          = "ACR_REGISTRY_LOGIN_SERVER"
-	EnvTokensFile           = "ACR_REGISTRY_TOKENS_FILE" // ours: client tokens and scope maps, a file or a mounted secret
+	EnvTokensFile           = "ACR_REGISTRY_TOKENS_FILE"       // ours: client tokens and scope maps, a file or a mounted secret
 	EnvAlternateEndpoints   = "ACR_PARENT_ALTERNATE_ENDPOINTS" // ours: the parent's replicas, with spaces or commas between
 	EnvParentAuth           = "ACR_PARENT_AUTH"                // ours: SyncToken, or one of the identities of Microsoft Entra ID
 )
