@@ -21,6 +21,9 @@ func (s *server) patch(w http.ResponseWriter, r *http.Request, req request, ref 
 	s.audit.Audit(r.Context(), registry.AuditRecord{
 		Category: registry.AuditContent, Operation: "change", Repository: req.repo, Tag: ref.Tag, Digest: ref.Digest, Detail: body.text(),
 	}.End(err))
+	if on := func(b *bool) bool { return b != nil && *b }; err == nil && (on(body.WriteEnabled) || on(body.DeleteEnabled)) {
+		s.unlock()
+	}
 	return err
 }
 

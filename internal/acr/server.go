@@ -61,6 +61,8 @@ type Options struct {
 	Mode   func() registry.Mode // nil is ReadOnly: attributes and repositories are not changed
 	Logger *slog.Logger         // nil discards
 	Audit  registry.Auditor     // of locks and of repositories that are deleted; nil keeps nothing
+	// Unlocked is called when something may be written to or deleted again: synchronisation passed over it until now.
+	Unlocked func()
 }
 
 type server struct {
@@ -70,18 +72,22 @@ type server struct {
 	mode    func() registry.Mode
 	logger  *slog.Logger
 	audit   registry.Auditor
+	unlock  func()
 
 	platforms platforms
 }
 
 // New returns the handler of everything below Path. It is mounted without a mux that cleans paths or redirects.
 func New(content Content, store Store, access Access, o Options) http.Handler {
-	s := &server{content: content, store: store, access: access, mode: o.Mode, logger: o.Logger, audit: o.Audit}
+	s := &server{content: content, store: store, access: access, mode: o.Mode, logger: o.Logger, audit: o.Audit, unlock: o.Unlocked}
 	if s.mode == nil {
 		s.mode = func() registry.Mode { return registry.ReadOnly }
 	}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
+	}
+	if s.unlock == nil {
+		s.unlock = func() {}
 	}
 	if s.audit == nil {
 		s.audit = registry.NoAudit{}

@@ -36,7 +36,7 @@ func (m *Module) routes(ctx context.Context) http.Handler {
 	mode := func() registry.Mode { return m.mode.Load().(registry.Mode) }
 	content := filter.Scoped(filter.Locked(filter.Switch(mode, m.syncer.PullThrough(m.store)), m.store), m.auth.MayList)
 	content = filter.Audited(content, m.audit)
-	azure := m.metered("acr", acr.New(content, m.store, m.auth, acr.Options{Mode: mode, Logger: m.log, Audit: m.audit}))
+	azure := m.metered("acr", acr.New(content, m.store, m.auth, acr.Options{Mode: mode, Logger: m.log, Audit: m.audit, Unlocked: m.syncer.Relist}))
 	tokens := m.metered("token", m.auth.TokenHandler())
 	v2 := m.metered("v2", distribution.New(content, m.auth, distribution.Options{Holders: m.store.BlobHolders, Logger: m.log}))
 	layers := m.metered("gateway", gateway.New(m.store, m.auth, gateway.Options{

@@ -99,6 +99,13 @@ type cursorState struct {
 
 // loadCursor returns the cursor, and remembers what failed before it.
 func (s *Syncer) loadCursor(ctx context.Context, set Settings) (string, error) {
+	s.mu.Lock()
+	relist := s.relist
+	s.relist = false
+	s.mu.Unlock()
+	if relist {
+		return "", s.store.PutDocument(ctx, cursorDocument, nil)
+	}
 	doc, err := s.store.Document(ctx, cursorDocument)
 	var c cursorState
 	if err != nil || json.Unmarshal(doc, &c) != nil || c.Key != cursorKey(set) {

@@ -72,7 +72,7 @@ func (s *Syncer) bring(ctx context.Context, img image) error {
 	}
 	kept, err := s.store.CommitImage(ctx, complete)
 	if len(kept) > 0 {
-		s.o.Logger.Info("tags that were pushed here stay as they are", "repository", img.repo, "tags", strings.Join(kept, " "))
+		s.o.Logger.Info("tags that were pushed here or are locked stay as they are", "repository", img.repo, "tags", strings.Join(kept, " "))
 	}
 	return err
 }

@@ -103,6 +103,7 @@ type Syncer struct {
 	changed   chan struct{} // closed when settings change
 	triggers  []chan error  // who waits for the next iteration
 	wake      chan struct{} // closed when a trigger is added
+	relist    bool          // the next iteration asks for all that the parent has
 	state     state
 	kept      keptManifests
 	retries   map[string]retry              // tags and referrers that failed by themselves
@@ -217,6 +218,16 @@ func (s *Syncer) Sync(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// Relist makes the next iteration ask a parent of our own kind for all of its tags, and not only for what changed: what
+// was passed over, because it was locked here, may follow the parent again.
+func (s *Syncer) Relist() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.relist = true
+	close(s.wake)
+	s.wake = make(chan struct{})
 }
 
 // takeTriggers returns who waits for the iteration that begins now, and the channel to wait on for the next.

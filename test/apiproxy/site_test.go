@@ -5,13 +5,10 @@ package apiproxy
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
 	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -32,21 +29,7 @@ const patience = 90 * time.Second
 // binary is the product, as it is released.
 var binary string
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "apiproxy")
-		if err == nil {
-			defer os.RemoveAll(dir)
-			binary = filepath.Join(dir, "connected-registry")
-			err = layer.Build(context.Background(), binary)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return m.Run()
-	}())
-}
+func TestMain(m *testing.M) { os.Exit(layer.Main(m.Run, &binary)) }
 
 // What clients sign in with. A layer's own token has its name.
 const (
@@ -107,22 +90,13 @@ func newSite(t *testing.T, registries ...bool) *site {
 // newDevice prepares the registry of a device, set up as the deployment manifests do.
 func (s *site) newDevice(name, above string) *device {
 	d := newDevice(s.t, s.ctx, name)
-	token := func(name, scopeMap string) map[string]string {
-		sum := sha256.Sum256([]byte(s.secret[name]))
-		return map[string]string{"scopeMap": scopeMap, "password1": "sha256:" + hex.EncodeToString(sum[:])}
-	}
-	const read = "repositories/*/content/read repositories/*/metadata/read"
-	gateway := func(name string) string {
-		return fmt.Sprintf("%s gateway/%[2]s/config/read gateway/%[2]s/config/write gateway/%[2]s/message/read gateway/%[2]s/message/write", read, name)
-	}
+	token := func(name, scopeMap string) map[string]string { return layer.Token(scopeMap, s.secret[name]) }
 	d.doc = map[string]any{
 		"schemaVersion": "1.0", "mode": registry.ReadOnly,
 		"repositories": map[string]string{"all": "acme/*"},
 		"parent":       map[string]any{"syncProperties": map[string]string{"schedule": "* * * * *"}},
 		"scopeMaps": map[string]string{
-			"pull":   read,
-			"all":    read + " repositories/*/content/write repositories/*/content/delete repositories/*/metadata/write",
-			"layer4": gateway("layer4"), "layer3": gateway("layer3"),
+			"pull": layer.Reads("*"), "all": layer.Everything("*"), "layer4": layer.Child("layer4"), "layer3": layer.Child("layer3"),
 		},
 		"clientTokens": map[string]any{
 			reader: token(reader, "pull"), writer: token(writer, "all"), "layer4": token("layer4", "layer4"), "layer3": token("layer3", "layer3"),
@@ -137,8 +111,7 @@ func (s *site) newDevice(name, above string) *device {
 	}
 	d.env = []string{
 		"IOTEDGE_PARENTHOSTNAME=" + above,
-		fmt.Sprintf("ACR_REGISTRY_CONNECTION_STRING=ConnectedRegistryName=%s;SyncTokenName=%s;SyncTokenPassword=%s;"+
-			"ParentGatewayEndpoint=$IOTEDGE_PARENTHOSTNAME:%d;ParentEndpointProtocol=https", name, name, s.secret[name], s.port),
+		layer.ConnectionString(name, s.secret[name], fmt.Sprintf("$IOTEDGE_PARENTHOSTNAME:%d", s.port), "https"),
 	}
 	d.trust(s.root.Bundle())
 	return d

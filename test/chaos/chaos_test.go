@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -36,21 +35,7 @@ var binary string
 // long is the long run.
 var long = os.Getenv("CHAOS") == "long"
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "connected-registry-chaos-")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		binary = filepath.Join(dir, "connected-registry")
-		err = layer.Build(context.Background(), binary)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(layer.Main(m.Run, &binary)) }
 
 // site is a cloud registry and a chain below it.
 type site struct {

@@ -126,7 +126,7 @@ func docker(d *door) {
 	contains(d.t, digests(up+":built"), built)
 	d.same(up+":built", built)
 	docker.run("tag", up+":built", d.up+"/"+d.repo("other")+":1") // mounts
-	docker.run("push", d.up+"/"+d.repo("other")+":1")
+	contains(d.t, docker.run("push", d.up+"/"+d.repo("other")+":1"), "Mounted from "+d.repo("docker"))
 	d.same(d.up+"/"+d.repo("other")+":1", built)
 	docker.run("tag", up+":built", down+":2")
 	contains(d.t, docker.fails("push", down+":2"), "not allowed on this registry")

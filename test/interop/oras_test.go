@@ -35,7 +35,7 @@ func TestOras(t *testing.T) {
 		contains(d.t, run("repo", "ls", d.up), d.repo("oras/a"))
 		contains(d.t, run("manifest", "fetch", "--descriptor", a+":1"), c.index)
 
-		oras.run(append(append([]string{"cp", "--recursive", a + ":1", b + ":1,2"}, from...), to...)...)
+		contains(d.t, oras.run(append(append([]string{"cp", "--recursive", a + ":1", b + ":1,2"}, from...), to...)...), "Mounted")
 		d.same(b+":1", c.index)
 		d.same(b+":2", c.index)
 		d.referrers(oras, b+":1", plain, 2, "")

@@ -6,11 +6,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -27,7 +24,6 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/test/apiproxy"
 	"github.com/connected-registry/connected-registry/test/layer"
-	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
 
 // What clients sign in with, where they have to, and the name of the child.
@@ -39,21 +35,7 @@ const (
 // binary is the product.
 var binary string
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "interop")
-		if err == nil {
-			defer os.RemoveAll(dir)
-			binary = filepath.Join(dir, "connected-registry")
-			err = layer.Build(context.Background(), binary)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return m.Run()
-	}())
-}
+func TestMain(m *testing.M) { os.Exit(layer.Main(m.Run, &binary)) }
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -90,18 +72,7 @@ func start(t *testing.T, o layer.Options) *layer.Layer {
 		}
 	})
 	must(t, l.Start(t.Context()))
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	must(t, l.Until(ctx, "it has taken its configuration", func(ctx context.Context) (bool, error) {
-		st, err := l.Status(ctx)
-		if err != nil {
-			return false, nil // not yet
-		}
-		if len(st.Configuration.Errors) > 0 {
-			return false, fmt.Errorf("%s: %v", o.Name, st.Configuration.Errors)
-		}
-		return st.Storage.State == "ok" && st.Configuration.Source == "file", nil
-	}))
+	must(t, l.Configured(t.Context()))
 	return l
 }
 
@@ -113,17 +84,9 @@ func newSite(t *testing.T, signIn bool, host string) *site {
 	must(t, err)
 	must(t, os.WriteFile(s.caFile, s.ca.Bundle(), 0o600))
 
-	sum := sha256.Sum256([]byte(s.password))
-	token := func(scopeMap string) map[string]string {
-		return map[string]string{"scopeMap": scopeMap, "password1": "sha256:" + hex.EncodeToString(sum[:])}
-	}
-	const read = "repositories/*/content/read repositories/*/metadata/read"
 	tokens := map[string]any{
-		"scopeMaps": map[string]string{
-			"all": read + " repositories/*/content/write repositories/*/content/delete repositories/*/metadata/write",
-			child: fmt.Sprintf("%s gateway/%[2]s/config/read gateway/%[2]s/config/write gateway/%[2]s/message/read gateway/%[2]s/message/write", read, child),
-		},
-		"clientTokens": map[string]any{user: token("all"), child: token(child)},
+		"scopeMaps":    map[string]string{"all": layer.Everything("*"), child: layer.Child(child)},
+		"clientTokens": map[string]any{user: layer.Token("all", s.password), child: layer.Token(child, s.password)},
 	}
 	up := layer.Options{Dir: t.TempDir(), Name: "layer5", Mode: registry.ReadWrite, Closed: signIn, Document: tokens}
 	s.parentTLS = s.serveTLS(t, &up, host)
@@ -138,8 +101,7 @@ func newSite(t *testing.T, signIn bool, host string) *site {
 	if signIn {
 		down.Document["parent"] = map[string]any{"syncProperties": when}
 		down.Args = append(down.Args, "--parent-ca", s.caFile)
-		down.Env = append(down.Env, fmt.Sprintf("ACR_REGISTRY_CONNECTION_STRING=ConnectedRegistryName=%s;SyncTokenName=%[1]s;"+
-			"SyncTokenPassword=%s;ParentGatewayEndpoint=%s;ParentEndpointProtocol=https", child, s.password, s.parentTLS))
+		down.Env = append(down.Env, layer.ConnectionString(child, s.password, s.parentTLS, "https"))
 	} else {
 		down.Args = append(down.Args, "--insecure-anonymous-push") // a ReadOnly registry refuses by its mode
 		down.Document["parent"] = map[string]any{"gatewayEndpoint": s.parent.Addr, "protocol": "http", "syncProperties": when}
@@ -152,19 +114,11 @@ func newSite(t *testing.T, signIn bool, host string) *site {
 // serveTLS makes a certificate for a registry and chooses its address.
 func (s *site) serveTLS(t *testing.T, o *layer.Options, host string) string {
 	t.Helper()
-	addr, release, err := linkproxy.ReservePort()
-	must(t, err)
-	t.Cleanup(release)
-	_, port, err := net.SplitHostPort(addr)
-	must(t, err)
-	addr = net.JoinHostPort(host, port)
-	volume := t.TempDir()
 	c, err := s.ca.Server(host, "registry", time.Now().Add(time.Hour))
 	must(t, err)
-	must(t, os.WriteFile(filepath.Join(volume, "tls.crt"), c.Chain, 0o600))
-	must(t, os.WriteFile(filepath.Join(volume, "tls.key"), c.Key, 0o600))
-	o.Args = append(o.Args, "--listen-tls", addr)
-	o.Env = append(o.Env, "ACR_REGISTRY_CERTIFICATE_VOLUME="+volume)
+	addr, release, err := o.ListenTLS(host, c.Chain, c.Key)
+	must(t, err)
+	t.Cleanup(release)
 	return addr
 }
 

@@ -82,9 +82,8 @@ func newRig(ctx context.Context, base, binary, kind, options string, seed uint64
 	doc, err := json.Marshal(map[string]any{
 		"schemaVersion": "1.0", "mode": registry.ReadWrite,
 		"repositories": map[string]string{"parent": syncedRepo},
-		"scopeMaps": map[string]any{"all": "repositories/*/content/read repositories/*/content/write " +
-			"repositories/*/content/delete repositories/*/metadata/read repositories/*/metadata/write"},
-		"clientTokens": map[string]any{user: map[string]string{"scopeMap": "all", "password1": digestOf([]byte(password)).String()}},
+		"scopeMaps":    map[string]any{"all": layer.Everything("*")},
+		"clientTokens": map[string]any{user: layer.Token("all", password)},
 		"serve":        map[string]any{"pullThrough": false}, // what is lost must not come back unseen
 		"storage":      map[string]any{"reserveMiB": 0},
 		"parent":       map[string]any{"gatewayEndpoint": r.link.Addr(), "protocol": "http", "syncProperties": map[string]string{"schedule": "* * * * *"}},

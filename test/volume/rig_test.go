@@ -3,8 +3,6 @@ package volume
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
@@ -22,6 +20,7 @@ import (
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/test/cloud"
+	"github.com/connected-registry/connected-registry/test/layer"
 	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
 
@@ -70,15 +69,11 @@ const password = "0123456789abcdef0123456789abcdef0123456789abcdef"
 
 // document is a configuration with this parent, and acme/first and acme/next in scope.
 func document(parent, protocol string) string {
-	hash := sha256.Sum256([]byte(password))
 	doc, _ := json.Marshal(map[string]any{
 		"schemaVersion": "1.0", "mode": "ReadWrite", "repositories": map[string]string{"all": "acme/first acme/next"},
 		"parent":    map[string]any{"gatewayEndpoint": parent, "protocol": protocol},
 		"storage":   map[string]int{"reserveMiB": 0}, // the volumes here are small
-		"scopeMaps": map[string]string{"all": "repositories/*/content/read repositories/*/content/write repositories/*/content/delete repositories/*/metadata/read repositories/*/metadata/write"},
-		"clientTokens": map[string]any{"operator": map[string]string{
-			"scopeMap": "all", "status": "enabled", "password1": "sha256:" + hex.EncodeToString(hash[:]),
-		}},
+		"scopeMaps": map[string]string{"all": layer.Everything("*")}, "clientTokens": map[string]any{"operator": layer.Token("all", password)},
 	})
 	return string(doc)
 }

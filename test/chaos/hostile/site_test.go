@@ -7,14 +7,12 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -26,26 +24,11 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
 	"github.com/connected-registry/connected-registry/test/apiproxy"
 	"github.com/connected-registry/connected-registry/test/layer"
-	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
 
 var binary string
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "connected-registry-hostile-")
-		if err == nil {
-			defer os.RemoveAll(dir)
-			binary = filepath.Join(dir, "connected-registry")
-			err = layer.Build(context.Background(), binary)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return m.Run()
-	}())
-}
+func TestMain(m *testing.M) { os.Exit(layer.Main(m.Run, &binary)) }
 
 // The client tokens; each has its name as its password.
 const (
@@ -82,8 +65,7 @@ func newSite(t *testing.T) *site {
 	s.start(ca, layer.Options{Dir: t.TempDir(), Name: "layer5", Mode: registry.ReadWrite})
 	s.start(ca, layer.Options{
 		Dir: t.TempDir(), Name: child, Repositories: map[string]string{"all": "*"},
-		Env: []string{fmt.Sprintf("ACR_REGISTRY_CONNECTION_STRING=ConnectedRegistryName=%s;SyncTokenName=%[1]s;SyncTokenPassword=%[1]s;"+
-			"ParentGatewayEndpoint=%s;ParentEndpointProtocol=http", child, s.layers[0].Addr)},
+		Env: []string{layer.ConnectionString(child, child, s.layers[0].Addr, "http")},
 	})
 	s.fill()
 	return s
@@ -92,32 +74,22 @@ func newSite(t *testing.T) *site {
 // start runs a registry; its log has every line, because what net/http recovers from stands in the smallest ones.
 func (s *site) start(ca *apiproxy.Authority, o layer.Options) {
 	s.t.Helper()
-	all := func(repos string) (lines string) {
-		for _, action := range registry.ActionsOf(registry.ReadWrite) {
-			lines += "repositories/" + repos + "/" + string(action) + " "
-		}
-		return lines
+	maps := map[string]string{
+		owner: layer.Everything("*"), child: layer.Child(child),
+		mallory: layer.Everything("hostile/*") + " " + layer.Reads("acme/*") + " gateway/layer4/config/read",
 	}
-	const read = "repositories/%s/content/read repositories/%[1]s/metadata/read "
-	token := func(name, lines string) (any, string) {
-		sum := sha256.Sum256([]byte(name))
-		return map[string]string{"scopeMap": name, "password1": "sha256:" + hex.EncodeToString(sum[:])}, strings.TrimSpace(lines)
+	tokens := map[string]any{}
+	for name := range maps {
+		tokens[name] = layer.Token(name, name)
 	}
-	tokens, maps := map[string]any{}, map[string]string{}
-	tokens[owner], maps[owner] = token(owner, all("*"))
-	tokens[mallory], maps[mallory] = token(mallory, all("hostile/*")+fmt.Sprintf(read, "acme/*")+"gateway/layer4/config/read")
-	tokens[child], maps[child] = token(child, fmt.Sprintf(read+"gateway/%[2]s/config/read gateway/%[2]s/config/write gateway/%[2]s/message/read gateway/%[2]s/message/write", "*", child))
 	o.Binary, o.Closed = binary, true
 	o.Document = map[string]any{"scopeMaps": maps, "clientTokens": tokens, "logging": map[string]string{"logLevel": "Debug"}}
-	volume := s.t.TempDir()
 	c, err := ca.Server("127.0.0.1", "registry", time.Now().Add(time.Hour))
 	s.must(err)
-	s.must(os.WriteFile(filepath.Join(volume, "tls.crt"), c.Chain, 0o600))
-	s.must(os.WriteFile(filepath.Join(volume, "tls.key"), c.Key, 0o600))
-	addr, release, err := linkproxy.ReservePort()
+	addr, release, err := o.ListenTLS("127.0.0.1", c.Chain, c.Key)
 	s.must(err)
 	s.t.Cleanup(release)
-	o.Args, o.Env = []string{"--listen-tls", addr, "--log-format", "json"}, append(o.Env, "ACR_REGISTRY_CERTIFICATE_VOLUME="+volume)
+	o.Args = append(o.Args, "--log-format", "json")
 	if len(s.layers) > 0 {
 		o.Document["parent"] = map[string]any{"syncProperties": map[string]string{"schedule": "* * * * *"}}
 	}
@@ -129,16 +101,7 @@ func (s *site) start(ca *apiproxy.Authority, o layer.Options) {
 		}
 	})
 	s.must(l.Start(s.ctx))
-	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
-	defer cancel()
-	s.must(l.Until(ctx, "it has taken its configuration", func(ctx context.Context) (bool, error) {
-		st, err := l.Status(ctx)
-		if err == nil && len(st.Configuration.Errors) > 0 {
-			err = fmt.Errorf("%s: %v", l.Name, st.Configuration.Errors)
-			return false, err
-		}
-		return err == nil && st.Storage.State == "ok" && st.Configuration.Source == "file", nil
-	}))
+	s.must(l.Configured(s.ctx))
 	s.layers, s.secure = append(s.layers, l), append(s.secure, addr)
 }
 
@@ -241,7 +204,7 @@ func (s *site) unchanged() {
 		entries, err := os.ReadDir(l.Dir)
 		s.must(err)
 		for _, e := range entries {
-			if !slices.Contains([]string{"config.json", "data", "log"}, e.Name()) {
+			if !slices.Contains([]string{"config.json", "data", "log", "tls"}, e.Name()) {
 				s.t.Errorf("%s: %s was written beside the data volume", l.Name, e.Name())
 			}
 		}
