@@ -375,6 +375,7 @@ func (w *world) disk(s step) string {
 	l := w.layers[s.layer]
 	w.events[s.layer]++
 	full, failing := s.n%3 == 0, s.n%3 == 1
+	w.refetch[s.layer] = w.refetch[s.layer] || failing
 	l.volume.set(full, failing)
 	return fmt.Sprintf("full %v, sync fails %v", full, failing)
 }

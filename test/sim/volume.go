@@ -51,7 +51,31 @@ type volume struct {
 type inode struct {
 	path    string // where its bytes are; empty when it has no name
 	clean   bool
-	durable []byte // when it is not clean
+	durable []byte // all that would survive, when it has no name
+	size    int64  // that would survive, when it is not clean
+	undo    []undo // what was changed since it was clean, in order
+}
+
+// undo is what was in a place of a file.
+type undo struct {
+	off  int64
+	body []byte
+}
+
+// before makes of the bytes of a file those that would survive.
+func (i *inode) before(body []byte) []byte {
+	if i.clean {
+		return body
+	}
+	old := append(make([]byte, 0, max(int64(len(body)), i.size)), body...)
+	for at := len(i.undo) - 1; at >= 0; at-- {
+		u := i.undo[at]
+		if short := u.off + int64(len(u.body)) - int64(len(old)); short > 0 {
+			old = append(old, make([]byte, short)...)
+		}
+		copy(old[u.off:], u.body)
+	}
+	return old[:min(i.size, int64(len(old)))]
 }
 
 func newVolume(base string, chance *rand.Rand) (*volume, error) {
@@ -225,15 +249,11 @@ func (v *volume) surviving(ino *inode, survives func() bool) ([]byte, error) {
 	if err != nil || ino.clean || survives() {
 		return body, err
 	}
-	if v.chance.IntN(3) == 0 {
-		for i := range body {
-			if i >= len(ino.durable) {
-				body[i] = 0
-			}
-		}
-		return body, nil
+	old := ino.before(body)
+	if v.chance.IntN(3) == 0 && len(body) > len(old) {
+		old = append(old, make([]byte, len(body)-len(old))...)
 	}
-	return ino.durable, nil
+	return old, nil
 }
 
 // copyIndex copies the index of a bbolt that may be in a commit: both of its meta pages must be the same before and
@@ -324,14 +344,11 @@ func (v *volume) unname(path string) error {
 	if ino == nil {
 		return nil
 	}
-	if ino.clean {
-		body, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		ino.durable, ino.clean = body, false
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return err
 	}
-	ino.path = ""
+	ino.durable, ino.path = ino.before(body), ""
 	delete(v.live[filepath.Dir(path)], filepath.Base(path))
 	return nil
 }
@@ -415,20 +432,31 @@ type file struct {
 	ino *inode
 }
 
-// dirty keeps what survives, before the first change after a sync.
-func (f *file) dirty() error {
-	if err := f.v.operation(); err != nil || !f.ino.clean {
+// dirty keeps what is in a place, before it is changed.
+func (f *file) dirty(off, n int64) error {
+	if err := f.v.operation(); err != nil || f.ino.path == "" {
 		return err
 	}
-	body, err := io.ReadAll(io.NewSectionReader(f.File, 0, 1<<30))
-	f.ino.durable, f.ino.clean = body, false
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if f.ino.clean {
+		f.ino.clean, f.ino.size, f.ino.undo = false, info.Size(), nil
+	}
+	if n = min(n, info.Size()-off); n <= 0 {
+		return nil
+	}
+	body := make([]byte, n)
+	_, err = f.File.ReadAt(body, off)
+	f.ino.undo = append(f.ino.undo, undo{off, body})
 	return err
 }
 
 func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	f.v.mu.Lock()
 	defer f.v.mu.Unlock()
-	if err := f.dirty(); err != nil {
+	if err := f.dirty(off, int64(len(p))); err != nil {
 		return 0, err
 	}
 	if f.v.full { // a full disk takes a part
@@ -441,7 +469,7 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 func (f *file) Truncate(size int64) error {
 	f.v.mu.Lock()
 	defer f.v.mu.Unlock()
-	if err := f.dirty(); err != nil {
+	if err := f.dirty(size, 1<<30); err != nil {
 		return err
 	}
 	return f.File.Truncate(size)
@@ -462,7 +490,7 @@ func (f *file) Sync() error {
 		f.ino.durable = body
 		return err
 	}
-	f.ino.clean, f.ino.durable = true, nil
+	f.ino.clean, f.ino.undo = true, nil
 	return nil
 }
 

@@ -35,8 +35,9 @@ type world struct {
 	cloudTags map[string]map[string]registry.Digest
 	cloudHas  map[string]map[registry.Digest]artifact
 	own       [layers]*acknowledged
-	events    [layers]int // what may have cost bytes of the link above a layer
-	losses    [layers]int // those of them that may have cost all that was on its way
+	events    [layers]int  // what may have cost bytes of the link above a layer
+	losses    [layers]int  // those of them that may have cost all that was on its way
+	refetch   [layers]bool // its disk refused to sync: what was fetched is not believed, and fetched again and again
 	absent    [layers]map[registry.Digest]int
 	present   [layers]map[registry.Digest]bool
 	blobs     map[registry.Digest]int // size of each
