@@ -25,7 +25,8 @@ type oracle struct {
 	blobs     map[string]registrytest.Blob // repository and digest
 	tags      map[string]registrytest.Image
 	documents map[string]string
-	partial   int64 // bytes of unfinished content that Write returned for
+	queued    map[string]bool // rows of the outbox, as action, repository:tag and digest
+	partial   int64           // bytes of unfinished content that Write returned for
 }
 
 const (
@@ -66,6 +67,7 @@ func putManifest(repo, tag string, image registrytest.Image) act {
 		_, err := s.PutManifest(ctx, repo, registry.TagReference(tag), image.Manifest)
 		if err == nil {
 			o.tags[repo+":"+tag] = image
+			o.queued[fmt.Sprint("push ", repo, ":", tag, " ", image.Digest)] = true
 		}
 		return err
 	}}
@@ -125,7 +127,9 @@ func scenario() []act {
 	one := registrytest.NewImage(1, 3000, 5000)
 	two, three := registrytest.NewImage(2, 4000), registrytest.NewImage(3, 6000)
 	index := registrytest.NewIndex(two, three)
-	var list []act
+	list := []act{{"climb", func(ctx context.Context, s *Store, _ *oracle) error {
+		return errors.Join(s.SetClimbing(ctx, true), s.SetJournal(ctx, true))
+	}}}
 	for _, b := range one.Blobs {
 		list = append(list, pushBlob(testRepo, b))
 	}
@@ -147,7 +151,21 @@ func scenario() []act {
 		list, commitImage(testRepo, "synced", index), commitImage(testRepo, "next", index),
 		act{"delete manifest", func(ctx context.Context, s *Store, o *oracle) error {
 			delete(o.tags, otherRepo+":v1") // from the attempt on, either is right
-			return s.DeleteManifest(ctx, otherRepo, one.Digest)
+			delete(o.queued, fmt.Sprint("push ", otherRepo, ":v1 ", one.Digest))
+			err := s.DeleteManifest(ctx, otherRepo, one.Digest)
+			if err == nil {
+				o.queued[fmt.Sprint("delete ", otherRepo, ": ", one.Digest)] = true
+			}
+			return err
+		}},
+		act{"deliver", func(ctx context.Context, s *Store, o *oracle) error {
+			entries, err := s.OutboxEntries(ctx, 0, 1)
+			if err != nil || len(entries) == 0 {
+				return err
+			}
+			e := entries[0]
+			delete(o.queued, fmt.Sprint(e.Action, " ", e.Repository, ":", e.Tag, " ", e.Digest))
+			return s.OutboxDone(ctx, e.Seq)
 		}},
 		act{"untag", func(ctx context.Context, s *Store, o *oracle) error {
 			delete(o.tags, testRepo+":next")
@@ -170,7 +188,7 @@ func scenario() []act {
 }
 
 func newOracle() *oracle {
-	return &oracle{blobs: map[string]registrytest.Blob{}, tags: map[string]registrytest.Image{}, documents: map[string]string{}}
+	return &oracle{blobs: map[string]registrytest.Blob{}, tags: map[string]registrytest.Image{}, documents: map[string]string{}, queued: map[string]bool{}}
 }
 
 // holds checks that all that was acknowledged is here and right, and that no tag points at anything incomplete.
@@ -200,6 +218,18 @@ func (o *oracle) holds(t *testing.T, s *Store) {
 			t.Errorf("acknowledged tag %s: %s, %v, want %s", key, m.Digest, err, image.Digest)
 		}
 	}
+	checkOutbox(t, s)
+	entries, err := s.OutboxEntries(ctx, 0, registry.MaxPage)
+	if err != nil {
+		t.Errorf("OutboxEntries: %v", err)
+	}
+	for row := range o.queued {
+		if !slices.ContainsFunc(entries, func(e registry.OutboxEntry) bool {
+			return row == fmt.Sprint(e.Action, " ", e.Repository, ":", e.Tag, " ", e.Digest)
+		}) {
+			t.Errorf("acknowledged and not queued: %s; queued: %v", row, entries)
+		}
+	}
 	for name, body := range o.documents {
 		if got, err := s.Document(ctx, name); err != nil || string(got) != body {
 			t.Errorf("acknowledged document %s: %q, %v", name, got, err)
@@ -215,6 +245,9 @@ func (o *oracle) holds(t *testing.T, s *Store) {
 			t.Errorf("TagStates: %v", err)
 		}
 		for _, tag := range tags {
+			if tag.Digest == "" {
+				continue // it went, and its going is queued
+			}
 			if list, err := s.Missing(ctx, repo, tag.Digest, nil); err != nil || len(list) > 0 {
 				t.Errorf("tag %s:%s is served and incomplete: %v, %v", repo, tag.Tag, list, err)
 			}

@@ -34,6 +34,7 @@ type outboxState struct {
 	mu      sync.Mutex
 	counts  outboxCounts
 	failure string // of the last attempt
+	first   uint64 // rows with a higher number were acknowledged by this process
 	counted map[registry.Digest]struct{}
 	changed chan struct{}
 }
@@ -108,6 +109,7 @@ func (s *Store) loadOutbox(t *tx) error {
 	if q == nil || err != nil {
 		return err
 	}
+	s.outboxed.first = q.entries.Sequence()
 	return q.entries.ForEach(func(_, v []byte) error {
 		if row, err := decodeOutbox(v); err == nil {
 			s.outboxed.counts.add(row, 1)
@@ -203,46 +205,60 @@ func (s *Store) OutboxNote(ctx context.Context, e registry.OutboxEntry) error {
 	})
 }
 
-// OutboxExpire marks entries that have waited since before a time as expired, at most outboxBatch in one transaction.
-// They keep their content and can be made to wait again.
+// OutboxExpire implements registry.Outbox, at most outboxBatch entries in one transaction; without any it writes nothing.
+// Expired entries keep their content and can be made to wait again. What was acknowledged by this process is no older
+// than the process, whatever the wall clock says: a device that boots with an old time sets its clock later.
 func (s *Store) OutboxExpire(ctx context.Context, before time.Time) (expired int, err error) {
-	limit, from := before.Unix(), uint64(0)
-	for {
-		n, more := 0, false
-		next := from
-		err := s.update(ctx, func(t *tx) error {
-			n, more, next = 0, false, from
-			q, err := t.outbox(false)
-			if q == nil || err != nil {
-				return err
-			}
-			var due []uint64
-			c := q.entries.Cursor()
-			for k, v := c.Seek(seqKey(from + 1)); k != nil; k, v = c.Next() {
-				next = binary.BigEndian.Uint64(k)
-				if row, err := decodeOutbox(v); err == nil && row.state == stateWaiting && row.since() < limit {
-					due = append(due, next)
-				}
-				if more = len(due) >= outboxBatch; more {
-					break
-				}
-			}
-			for _, seq := range due {
-				row, _ := q.row(seq)
-				row.state = stateExpired
-				if err := q.put(seq, row); err != nil {
-					return err
-				}
-				n++
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	young := s.uptime() < s.clock.Now().Sub(before)
+	old := func(seq uint64, row outboxRow) bool {
+		return row.state == stateWaiting && row.since() < before.Unix() && !(young && seq > s.outboxed.first)
+	}
+	var due []uint64
+	err = s.view(func(t *tx) error {
+		q, err := t.outbox(false)
+		if q == nil || err != nil {
+			return err
+		}
+		return q.entries.ForEach(func(k, v []byte) error {
+			if row, err := decodeOutbox(v); err == nil && len(k) == 8 && old(binary.BigEndian.Uint64(k), row) {
+				due = append(due, binary.BigEndian.Uint64(k))
 			}
 			return nil
 		})
-		expired += n
-		if err != nil || !more {
-			return expired, err
+	})
+	for batch := range slices.Chunk(due, outboxBatch) {
+		n := 0
+		if err == nil {
+			err = s.update(ctx, func(t *tx) (err error) { n, err = t.expire(batch, old); return err })
 		}
-		from = next
+		if err == nil {
+			expired += n
+		}
 	}
+	return expired, err
+}
+
+// expire marks those of the rows as expired that are old.
+func (t *tx) expire(seqs []uint64, old func(uint64, outboxRow) bool) (n int, err error) {
+	q, err := t.outbox(false)
+	if q == nil || err != nil {
+		return 0, err
+	}
+	for _, seq := range seqs {
+		row, ok := q.row(seq)
+		if !ok || !old(seq, row) {
+			continue
+		}
+		row.state = stateExpired
+		if err := q.put(seq, row); err != nil {
+			return 0, err
+		}
+		n++
+	}
+	return n, nil
 }
 
 // OutboxChanged implements registry.Outbox.

@@ -247,16 +247,6 @@ func (r *repoTx) queuedTags() map[string]bool {
 	return tags
 }
 
-// isQueued reports whether the queue will change a tag at the parent.
-func (r *repoTx) isQueued(tag string) bool {
-	q, err := r.t.outbox(false)
-	if q == nil || err != nil {
-		return false
-	}
-	_, _, ok := q.ofTag(r.name, tag)
-	return ok
-}
-
 // syncQueued is what the outbox says to a tag that synchronisation wants at d: kept when the queue will change it at the
 // parent, or delete d there. A queued move to d is settled by that: the parent has told that the tag stands there.
 func (r *repoTx) syncQueued(tag string, d registry.Digest) (kept bool, err error) {

@@ -244,7 +244,7 @@ func (s *Store) Untag(ctx context.Context, repo string, tags []string) (removed 
 		var roots []registry.Digest
 		for _, tag := range tags {
 			row, err := r.tag(tag)
-			if err != nil || row.pushed || r.isQueued(tag) {
+			if err != nil || row.pushed {
 				continue
 			}
 			if r.mayUntag(tag) != nil {

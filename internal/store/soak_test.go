@@ -111,6 +111,25 @@ func (c *soaker) step(ctx context.Context) error {
 	return nil
 }
 
+// climbSome takes the oldest of the outbox as a parent would: their content is here as long as they are queued.
+func climbSome(ctx context.Context, s *Store) error {
+	list, err := s.OutboxEntries(ctx, 0, 200)
+	for _, e := range list {
+		if err != nil {
+			return err
+		}
+		if e.Action == registry.OutboxPush {
+			if _, gone := s.GetManifest(ctx, e.Repository, registry.DigestReference(e.Digest)); gone != nil {
+				if now, err := s.OutboxEntries(ctx, e.Seq-1, 1); err != nil || len(now) == 1 && now[0].Seq == e.Seq {
+					return errors.Join(fmt.Errorf("queued and not here: %+v: %w", e, gone), err)
+				}
+			}
+		}
+		err = s.OutboxDone(ctx, e.Seq)
+	}
+	return err
+}
+
 func any1(rng *rand.Rand, m map[registry.Digest]registrytest.Image) (registrytest.Image, bool) {
 	n := rng.IntN(len(m) + 1)
 	for _, image := range m {
@@ -156,7 +175,7 @@ func TestSoak(t *testing.T) {
 	var now testTime
 	o := now.options()
 	o.FS = lazyFS{}
-	s := openStore(t, t.TempDir(), o)
+	s := climbing(t, t.TempDir(), o)
 	s.bolt().NoSync = true
 	var done, collections atomic.Int64
 	var clients, keeper sync.WaitGroup
@@ -166,6 +185,9 @@ func TestSoak(t *testing.T) {
 		for ctx.Err() == nil {
 			if _, err := s.GC(ctx, GCOptions{}); err != nil && ctx.Err() == nil {
 				t.Errorf("GC: %v", err)
+			}
+			if err := climbSome(ctx, s); err != nil && ctx.Err() == nil {
+				t.Error(err)
 			}
 			if collections.Add(1)%20 == 0 {
 				if err := s.Snapshot(ctx); err != nil && ctx.Err() == nil {
@@ -196,6 +218,7 @@ func TestSoak(t *testing.T) {
 	clients.Wait()
 	stop()
 	keeper.Wait()
+	checkOutbox(t, s)
 	want := map[registry.Digest]int64{}
 	for _, c := range all {
 		for repo, images := range map[string][]registrytest.Image{c.local: values(c.pushed), c.below: values(c.synced)} {

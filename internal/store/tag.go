@@ -124,7 +124,7 @@ func (s *Store) TagStates(ctx context.Context, repo string) (list []registry.Loc
 				return nil // absent: synchronisation writes it again
 			}
 			list = append(list, registry.LocalTag{
-				Tag: string(k), Digest: row.digest, Pushed: row.pushed || queued[string(k)],
+				Tag: string(k), Digest: row.digest, Pushed: row.pushed,
 				Locked: locks.Of().NoWrite || locks.Tag(string(k)).NoWrite,
 			})
 			delete(queued, string(k))

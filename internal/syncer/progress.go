@@ -153,7 +153,7 @@ func (s *Syncer) recordTags(w want) {
 	}
 	if w.err == nil {
 		if tags, terr := s.store.TagStates(s.base, w.repo); terr == nil {
-			r.Tags = len(tags)
+			r.Tags = len(slices.DeleteFunc(tags, func(t registry.LocalTag) bool { return t.Digest == "" }))
 		}
 	}
 	s.state.repos[w.repo] = r
