@@ -443,12 +443,9 @@ func TestOutboxOfOlderRelease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := s.bolt()
-	if err := old.Update(func(btx *bbolt.Tx) error { return btx.Bucket(bucketMeta).Delete(keyClimbing) }); err != nil {
+	if err := s.SetClimbing(ctx, false); err != nil {
 		t.Fatal(err)
 	}
-	s.climbing.Store(false)
-	s.seeded.Store(false)
 	for _, blob := range c.Blobs {
 		if err := registrytest.PushBlob(ctx, s, testRepo, blob); err != nil {
 			t.Fatal(err)
