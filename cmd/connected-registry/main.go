@@ -46,7 +46,7 @@ func root() *cobra.Command {
 		Version: version,
 	}
 	cmd.CompletionOptions.HiddenDefaultCmd = true
-	cmd.AddCommand(serveCommand(), statusCommand(), syncCommand(), readinessCommand(), gcCommand(),
+	cmd.AddCommand(serveCommand(), statusCommand(), syncCommand(), readinessCommand(), gcCommand(), outboxCommand(),
 		deactivateCommand(), activationCommand("activate", "Use the parent again"), listCommand(), showCommand(), configCommand())
 	return cmd
 }

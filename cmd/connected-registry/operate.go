@@ -97,6 +97,12 @@ func printStatus(w io.Writer, s registry.Status, output string) error {
 	}
 	row("STORAGE", "%s: %d repositories, %d tags, %d manifests, %d blobs, %s used, %s free", s.Storage.State, s.Storage.Repositories,
 		s.Storage.Tags, s.Storage.Manifests, s.Storage.Blobs, size(s.Storage.UsedBytes), size(s.Storage.FreeBytes))
+	if o := s.Outbox; o != nil && o.Pending+o.Expired+o.Refused > 0 {
+		row("OUTBOX", "%d wait, %d expired, %d refused: %s, the oldest since %s", o.Pending, o.Expired, o.Refused, size(o.Bytes), instant(o.Oldest))
+		if o.Error != "" {
+			row("", "%s", o.Error)
+		}
+	}
 	row("CONFIGURATION", "%s, applied %s", s.Configuration.Source, instant(s.Configuration.Applied))
 	if err := t.Flush(); err != nil {
 		return err
@@ -115,7 +121,14 @@ func printLists(w io.Writer, s registry.Status) {
 		if tr.Waiting {
 			state = ", waiting for the link"
 		}
-		fmt.Fprintf(w, "\n> %s %.19s %s of %s%s\n", tr.Repository, tr.Digest, size(tr.Received), size(tr.Size), state)
+		direction := ">"
+		if tr.Up {
+			direction = "^"
+		}
+		fmt.Fprintf(w, "\n%s %s %.19s %s of %s%s\n", direction, tr.Repository, tr.Digest, size(tr.Received), size(tr.Size), state)
+	}
+	if s.Outbox != nil {
+		printConflicts(w, s.Outbox.Conflicts)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if len(s.Repositories) > 0 {
@@ -150,6 +163,17 @@ func tagState(b registry.TagState) string {
 		return b.Error
 	}
 	return fmt.Sprintf("%s; tried again at %s", b.Error, instant(b.NextAttempt))
+}
+
+// printConflicts writes how it was decided where a tag had moved at the parent as well.
+func printConflicts(w io.Writer, list []registry.OutboxConflict) {
+	for _, c := range list {
+		ours, decided := orDash(string(c.Ours)), "ours was put over it"
+		if c.ParentWins {
+			decided = "it stays"
+		}
+		fmt.Fprintf(w, "\n~ %s %s:%s is %s here and was %s at the parent: %s\n", instant(c.Time), c.Repository, c.Tag, ours, c.Theirs, decided)
+	}
 }
 
 func orDash(s string) string {

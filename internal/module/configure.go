@@ -83,6 +83,7 @@ func (m *Module) apply(c registry.Config, status registry.ConfigStatus) {
 	set := syncer.Settings{
 		ParentName: c.Parent.GatewayEndpoint, Mode: c.Mode, Scope: c.Scope(), First: c.Repositories["bootstrap"],
 		Parallel: c.Transfer.Parallel, PullThrough: c.Serve.PullThrough,
+		MessageTTL: c.Parent.SyncProperties.MessageTTL, Conflict: c.Parent.SyncProperties.Conflict,
 	}
 	if parent != nil { // a nil *Parent in the interface would not be nil
 		set.Parent = parent

@@ -31,6 +31,9 @@ var methods = map[string]method{
 	"deactivate":       (*Module).methodDeactivate,
 	"activate":         (*Module).methodActivate,
 	"list":             (*Module).methodList,
+	"outboxList":       (*Module).methodOutboxList,
+	"outboxRetry":      (*Module).methodOutboxRetry,
+	"outboxDrop":       (*Module).methodOutboxDrop,
 }
 
 // Invoke runs a method. Errors: NAME_UNKNOWN for a method that there is not, MANIFEST_INVALID for a payload that is

@@ -81,6 +81,8 @@ type Options struct {
 	// Timeouts and Patience bound how long the parent is waited for; zero takes the defaults of transport and syncer.
 	Timeouts transport.Timeouts
 	Patience time.Duration
+	// ConfirmAfter is as in syncer.Options.
+	ConfirmAfter time.Duration
 }
 
 // Module is one running registry.
@@ -293,6 +295,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 	m.link = m.newLink(ctx)
 	m.syncer = syncer.New(ctx, m.store, syncer.Options{
 		Name: m.name, InstanceID: m.store.InstanceID(), Clock: m.clock, Logger: m.log, Rand: m.o.Rand, Patience: m.o.Patience, Link: m.link,
+		Outbox: m.store, Holders: m.store.BlobHolders, ConfirmAfter: m.o.ConfirmAfter,
 	})
 	m.loadActivation(ctx)
 	m.loadTokens(ctx)
@@ -310,6 +313,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 	var group sync.WaitGroup
 	group.Go(func() { m.audit.Run(ctx, filepath.Join(m.dataDir, auditDir)) })
 	group.Go(func() { m.syncer.Run(ctx) })
+	group.Go(func() { m.syncer.Climb(ctx) })
 	group.Go(func() { m.collect(ctx) })
 	group.Go(func() { m.maintain(ctx) })
 	group.Go(func() { m.watch(ctx) })

@@ -36,6 +36,7 @@ type SyncProperties struct {
 	Schedule   string        // five cron fields in UTC; "* * * * *" is continuous
 	SyncWindow time.Duration // 1 h to 7 days; 0 with a continuous schedule
 	MessageTTL time.Duration // 1 to 90 days
+	Conflict   Conflict      // who keeps a tag that moved at the parent while a push waited to climb
 }
 
 // ServeConfig says how clients are served.

@@ -46,6 +46,17 @@ type OutboxEntry struct {
 	Error       string       `json:"error,omitempty"`   // of the last attempt
 }
 
+// OutboxConflict is how it was decided when a tag had moved at the parent as well as here.
+type OutboxConflict struct {
+	Time       time.Time `json:"time"`
+	Repository string    `json:"repository"`
+	Tag        string    `json:"tag"`
+	Ours       Digest    `json:"ours,omitempty"` // empty: the tag was removed here
+	Theirs     Digest    `json:"theirs"`         // where it stood at the parent
+	ParentWins bool      `json:"parentWins,omitempty"`
+	Principal  string    `json:"principal,omitempty"` // who pushed
+}
+
 // Outbox is the queue of what climbs. Its rows are written in the transaction of the change that they tell of.
 type Outbox interface {
 	// OutboxEntries lists entries in order of Seq, from the one after "after" on, at most limit (1 to MaxPage).
@@ -58,6 +69,8 @@ type Outbox interface {
 	OutboxLost(ctx context.Context, seq uint64) error
 	// OutboxNote keeps state, attempts, next attempt, requeued and error of an entry. One that is gone is no error.
 	OutboxNote(ctx context.Context, e OutboxEntry) error
+	// OutboxExpire marks waiting entries as expired that have waited since before a time, and returns how many.
+	OutboxExpire(ctx context.Context, before time.Time) (int, error)
 	// OutboxChanged is closed when an entry was added, or made waiting again, after the call.
 	OutboxChanged() <-chan struct{}
 	// OutboxStatus sums up.

@@ -148,6 +148,8 @@ type OutboxStatus struct {
 	Bytes   int64     `json:"bytes"`             // that the parent lacks, as far as known
 	Oldest  time.Time `json:"oldest,omitzero"`   // when the first of them was pushed
 	Error   string    `json:"error,omitempty"`   // of the last attempt
+
+	Conflicts []OutboxConflict `json:"conflicts,omitempty"` // the last that were decided
 }
 
 // StatusDetail is one thing that is wrong now, with ACR's fields.
@@ -167,6 +169,7 @@ type TransferStatus struct {
 	Received   int64  `json:"received"` // bytes here, those of earlier runs included
 	Before     int64  `json:"before"`   // bytes of earlier runs
 	Waiting    bool   `json:"waiting"`  // between two attempts
+	Up         bool   `json:"up,omitempty"` // on its way to the parent, which has Received of it
 }
 
 // Traffic counts the link to the parent since the process started.

@@ -25,7 +25,7 @@ type outcome struct {
 // apply carries a listing out: images in parallel, each visible as soon as it is complete; one that fails does not
 // keep the others, unless the parent is away, the disk is full or a budget used up.
 func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKind, l listing, it iteration) outcome {
-	p, local, err := s.prepare(ctx, set, l, it)
+	p, local, err := s.prepare(ctx, set, &l, it)
 	if err != nil {
 		return outcome{err: err, whole: true}
 	}
@@ -48,15 +48,19 @@ func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKi
 	return out
 }
 
-// prepare plans against what is here, and leaves out what failed a moment ago.
-func (s *Syncer) prepare(ctx context.Context, set Settings, l listing, it iteration) (plan, map[string][]registry.LocalTag, error) {
+// prepare plans against what is here, and leaves out what failed a moment ago and, of the listing too, what the outbox
+// will change at the parent.
+func (s *Syncer) prepare(ctx context.Context, set Settings, l *listing, it iteration) (plan, map[string][]registry.LocalTag, error) {
 	local, err := s.local(ctx)
 	if err != nil {
 		return plan{}, nil, err
 	}
-	p := makePlan(set, l, local)
+	if err := s.up.index.yield(ctx, l, local); err != nil {
+		return plan{}, nil, err
+	}
+	p := makePlan(set, *l, local)
 	if it.verify {
-		p.fetch = append(p.fetch, s.incomplete(ctx, set, l, local, p)...)
+		p.fetch = append(p.fetch, s.incomplete(ctx, set, *l, local, p)...)
 	}
 	if !it.asked {
 		p.fetch = slices.DeleteFunc(p.fetch, s.resting)

@@ -25,6 +25,7 @@ type parent struct {
 	read     func(d registry.Digest, off int64, p []byte) error // called before each read of a blob; an error cuts
 	broken   map[string]error                                   // answers to single questions
 	changes  func() (registry.Changes, error)                   // nil: UNSUPPORTED
+	after    func(what string) error                            // called after a manifest was put, mu held: an error is the answer
 	corrupt  map[registry.Digest]bool
 	calls    map[string]int
 	sent     map[registry.Digest]int64

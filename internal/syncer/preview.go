@@ -30,7 +30,7 @@ func (s *Syncer) Preview(ctx context.Context) (registry.SyncPreview, error) {
 	if err != nil {
 		return out, err
 	}
-	p, _, err := s.prepare(ctx, set, l, iteration{asked: true, verify: true})
+	p, _, err := s.prepare(ctx, set, &l, iteration{asked: true, verify: true})
 	if err != nil {
 		return out, err
 	}

@@ -168,6 +168,7 @@ func (s *Syncer) repoFailed(repo string, err error) {
 
 // Describe fills in what the syncer knows of the registry's status.
 func (s *Syncer) Describe(out *registry.Status) {
+	defer s.up.describe(out)
 	transfers := s.fetch.snapshot()
 	slices.SortFunc(transfers, func(a, b registry.TransferStatus) int { return cmp.Compare(a.Digest, b.Digest) })
 	s.mu.Lock()

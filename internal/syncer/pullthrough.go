@@ -97,6 +97,9 @@ func (p *pullThrough) miss(ctx context.Context, repo string, ref registry.Refere
 			return registry.Manifest{}, err
 		}
 	}
+	if kept, err := p.s.up.index.keeps(ctx, repo, ref.Tag, ref.Digest, false); kept || err != nil {
+		return registry.Manifest{}, miss // it was deleted here, which the parent does not know yet
+	}
 	return p.s.pulls.manifest(ctx, repo, ref, miss)
 }
 

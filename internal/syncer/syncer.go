@@ -68,8 +68,10 @@ type Settings struct {
 	Scope       registry.Scope
 	First       registry.Scope // what of the scope comes first: the images that a layer below starts from
 	Schedule    schedule.Plan
-	Parallel    int  // transfers at once in the background, at least 1
-	PullThrough bool // fetch what a client asks for at once
+	Parallel    int               // transfers at once in the background, at least 1
+	PullThrough bool              // fetch what a client asks for at once
+	MessageTTL  time.Duration     // after this long in the outbox an entry is expired; 0 never
+	Conflict    registry.Conflict // who keeps a tag that moved at the parent as well; empty is NewestWins
 }
 
 // Options are the parts that a Syncer may be given; the zero value works.
@@ -86,6 +88,13 @@ type Options struct {
 	Link Link
 	// Gate decides, between "all content is here" and "the tags move", whether they may. Nil lets all pass.
 	Gate func(ctx context.Context, image registry.Image) error
+	// Outbox is what Climb carries to the parent; nil carries nothing.
+	Outbox registry.Outbox
+	// Holders lists repositories here that have a blob, at most limit; nil knows none.
+	Holders func(ctx context.Context, d registry.Digest, limit int) ([]string, error)
+	// ConfirmAfter is when a parent of a kind that may answer before its disk has what it answers for is asked once more;
+	// 0 is a minute, less than 0 is never.
+	ConfirmAfter time.Duration
 }
 
 // Syncer keeps a store in step with a parent.
@@ -95,6 +104,7 @@ type Syncer struct {
 	o     Options
 	fetch *fetcher
 	pulls *pulls
+	up    *climber
 	tasks sync.WaitGroup // goroutines that outlive a request
 
 	mu        sync.Mutex
@@ -158,6 +168,7 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	s.unhealed = map[registry.Digest]time.Time{}
 	s.fetch = newFetcher(s)
 	s.pulls = newPulls(s)
+	s.up = newClimber(s)
 	return s
 }
 
@@ -166,7 +177,7 @@ func (a Settings) same(b Settings) bool {
 	return a.Parent == b.Parent && a.ParentName == b.ParentName && a.Mode == b.Mode &&
 		slices.Equal(a.Scope, b.Scope) && slices.Equal(a.First, b.First) &&
 		a.Schedule.Window == b.Schedule.Window && a.Schedule.Schedule.String() == b.Schedule.Schedule.String() &&
-		a.Parallel == b.Parallel && a.PullThrough == b.PullThrough
+		a.Parallel == b.Parallel && a.PullThrough == b.PullThrough && a.MessageTTL == b.MessageTTL && a.Conflict == b.Conflict
 }
 
 // Update puts settings in force at once: an iteration under way begins again with them, and loses no byte by it.
@@ -204,7 +215,8 @@ func (s *Syncer) snapshot() (Settings, <-chan struct{}) {
 	return s.settings, s.changed
 }
 
-// Sync starts an iteration now and returns when one that began after the call has ended.
+// Sync starts an iteration now and returns when one that began after the call has ended. What waits in the outbox begins
+// to climb, too.
 func (s *Syncer) Sync(ctx context.Context) error {
 	done := make(chan error, 1)
 	s.mu.Lock()
@@ -212,6 +224,7 @@ func (s *Syncer) Sync(ctx context.Context) error {
 	close(s.wake)
 	s.wake = make(chan struct{})
 	s.mu.Unlock()
+	s.up.nudge()
 	select {
 	case err := <-done:
 		return err

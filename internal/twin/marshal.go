@@ -38,6 +38,7 @@ type syncDocument struct {
 	Schedule   string `json:"schedule"`
 	SyncWindow string `json:"syncWindow,omitempty"`
 	MessageTTL string `json:"messageTtl"`
+	Conflict   string `json:"conflict"`
 }
 
 type transferDocument struct {
@@ -86,6 +87,7 @@ func Marshal(c registry.Config) ([]byte, error) {
 			SyncProperties: syncDocument{
 				Schedule:   c.Parent.SyncProperties.Schedule,
 				MessageTTL: schedule.FormatDuration(c.Parent.SyncProperties.MessageTTL),
+				Conflict:   string(c.Parent.SyncProperties.Conflict),
 			},
 		},
 		Repositories:      map[string]string{},

@@ -33,6 +33,7 @@ func anyConfig(t *rapid.T) registry.Config {
 	if c.Parent.SyncProperties.Schedule != schedule.Everything {
 		c.Parent.SyncProperties.SyncWindow = time.Duration(rapid.Int64Range(int64(twin.MinSyncWindow), int64(twin.MaxSyncWindow)).Draw(t, "window"))
 	}
+	c.Parent.SyncProperties.Conflict = rapid.SampledFrom([]registry.Conflict{registry.NewestWins, registry.ParentWins}).Draw(t, "conflict")
 	c.Parent.SyncProperties.MessageTTL = time.Duration(rapid.Int64Range(int64(twin.MinMessageTTL), int64(twin.MaxMessageTTL)).Draw(t, "ttl"))
 	for range rapid.IntRange(0, 3).Draw(t, "groups") {
 		scope := registry.Scope{}

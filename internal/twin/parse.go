@@ -37,7 +37,7 @@ func Defaults() registry.Config {
 		Mode:          registry.ReadOnly,
 		Parent: registry.ParentConfig{
 			Protocol:       "https",
-			SyncProperties: registry.SyncProperties{Schedule: schedule.Everything, MessageTTL: 2 * schedule.Day},
+			SyncProperties: registry.SyncProperties{Schedule: schedule.Everything, MessageTTL: 2 * schedule.Day, Conflict: registry.NewestWins},
 		},
 		Repositories:      map[string]registry.Scope{},
 		Transfer:          registry.TransferConfig{Parallel: 3, ChunkKiB: 512},

@@ -63,7 +63,7 @@ func TestParseExample(t *testing.T) {
 		Mode:          registry.ReadOnly,
 		Parent: registry.ParentConfig{
 			GatewayEndpoint: "edge-l4:8000", Protocol: "https",
-			SyncProperties: registry.SyncProperties{Schedule: "*/15 * * * *", SyncWindow: 4 * time.Hour, MessageTTL: 48 * time.Hour},
+			SyncProperties: registry.SyncProperties{Schedule: "*/15 * * * *", SyncWindow: 4 * time.Hour, MessageTTL: 48 * time.Hour, Conflict: registry.NewestWins},
 		},
 		Repositories: map[string]registry.Scope{
 			"bootstrap": {{Repository: "azureiotedge-agent", Tag: "1.6"}, {Repository: "azureiotedge-hub", Tag: "1.6"}, {Repository: "azureiotedge-api-proxy", Tag: "1.1"}},

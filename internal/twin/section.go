@@ -58,7 +58,7 @@ func readParent(r reader, v value, c *registry.Config) {
 }
 
 func readSyncProperties(r reader, v value, p *registry.SyncProperties) {
-	o, ok := record(r.problems, "parent.syncProperties", v, "schedule", "syncWindow", "messageTtl")
+	o, ok := record(r.problems, "parent.syncProperties", v, "schedule", "syncWindow", "messageTtl", "conflict")
 	if !ok {
 		return
 	}
@@ -77,6 +77,9 @@ func readSyncProperties(r reader, v value, p *registry.SyncProperties) {
 		p.MessageTTL, err = schedule.ParseDuration(s, MinMessageTTL, MaxMessageTTL)
 		return err
 	})
+	conflict := string(p.Conflict)
+	o.choice("conflict", &conflict, string(registry.NewestWins), string(registry.ParentWins))
+	p.Conflict = registry.Conflict(conflict)
 	if continuous {
 		p.SyncWindow = 0
 	} else if p.SyncWindow == 0 && r.count == before {

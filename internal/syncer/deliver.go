@@ -1,0 +1,370 @@
+package syncer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/transport"
+)
+
+// deliver tries one entry and keeps what came of it.
+func (c *climber) deliver(ctx context.Context, set Settings, p Pusher, kind registry.ParentKind, f *flight) result {
+	d := delivery{c: c, set: set, p: p, kind: kind, flight: f, e: f.entry}
+	if d.e.Tag != "" && set.First.MatchTag(d.e.Repository, d.e.Tag) {
+		ctx = transport.WithClass(ctx, transport.First)
+	}
+	var err error
+	switch d.e.Action {
+	case registry.OutboxPush:
+		err = d.push(ctx)
+	case registry.OutboxUntag:
+		err = d.untag(ctx)
+	case registry.OutboxDelete:
+		err = d.remove(ctx)
+	default:
+		err = registry.ErrUnsupported.WithMessage("an entry of an unknown kind: %q", d.e.Action)
+	}
+	if err == nil {
+		if d.delivered {
+			return result{entry: d.e}
+		}
+		return result{entry: d.e, gone: true}
+	}
+	return d.failed(ctx, err)
+}
+
+// delivery is one attempt for one entry.
+type delivery struct {
+	c         *climber
+	set       Settings
+	p         Pusher
+	kind      registry.ParentKind
+	flight    *flight
+	e         registry.OutboxEntry
+	delivered bool // it is to be looked at once more
+}
+
+func (d *delivery) tagKey() string { return d.e.Repository + ":" + d.e.Tag }
+
+// at returns the digest that a reference has at the parent; empty when there is none.
+func (d *delivery) at(ctx context.Context, ref registry.Reference) (registry.Digest, error) {
+	desc, err := d.set.Parent.ResolveManifest(registry.WithLocal(ctx), d.e.Repository, ref)
+	if errors.Is(err, registry.ErrManifestUnknown) || errors.Is(err, registry.ErrNameUnknown) {
+		d.c.s.contact(nil)
+		return "", nil
+	}
+	d.c.s.contact(err)
+	if err != nil {
+		return "", err
+	}
+	return desc.Digest, nil
+}
+
+// push brings a manifest with all below it, and moves the tag.
+func (d *delivery) push(ctx context.Context) error {
+	e := d.e
+	byDigest, ref := registry.DigestReference(e.Digest), registry.DigestReference(e.Digest)
+	if e.Tag != "" {
+		ref = registry.TagReference(e.Tag)
+	}
+	at, err := d.at(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if at == e.Digest {
+		return d.done(ctx)
+	}
+	there := false
+	if e.Tag != "" {
+		have, err := d.at(ctx, byDigest)
+		if err != nil {
+			return err
+		}
+		there = have == e.Digest
+	}
+	if there && e.State == registry.OutboxDelivered {
+		return d.done(ctx) // somebody moved the tag after us
+	}
+	overwrites := d.overwrites(at)
+	lost := overwrites && d.set.Conflict == registry.ParentWins
+	if lost {
+		ref = byDigest
+	}
+	if !lost || !there {
+		if err := d.put(ctx, ref, there); err != nil {
+			return err
+		}
+	}
+	if overwrites {
+		d.c.tell(ctx, registry.OutboxConflict{
+			Time: d.c.s.o.Clock.Now(), Repository: e.Repository, Tag: e.Tag, Ours: e.Digest, Theirs: at, ParentWins: lost, Principal: e.Principal,
+		})
+	}
+	if lost {
+		return d.lost(ctx)
+	}
+	return d.sure(ctx)
+}
+
+// overwrites reports whether the tag stands at the parent where neither it stood when it moved here, nor we put it.
+func (d *delivery) overwrites(at registry.Digest) bool {
+	return d.e.Tag != "" && at != "" && at != d.e.Base && at != d.e.Digest && !d.c.put(d.tagKey(), at)
+}
+
+// put sends what the parent lacks, and then the manifest. A parent that turns out to lack what it seemed to have is sent
+// all of it, once.
+func (d *delivery) put(ctx context.Context, ref registry.Reference, there bool) error {
+	m, err := d.manifest(ctx, d.e.Digest)
+	if err != nil {
+		return err
+	}
+	for {
+		if !there {
+			if err := d.below(ctx, m, 0, map[registry.Digest]bool{}); err != nil {
+				return err
+			}
+		}
+		if ref.Tag != "" {
+			d.c.putting(d.tagKey(), d.e.Digest)
+		}
+		_, err := d.p.PutManifest(ctx, d.e.Repository, ref, m)
+		d.c.s.contact(err)
+		if !there || !(errors.Is(err, registry.ErrManifestBlobUnknown) || errors.Is(err, registry.ErrBlobUnknown)) {
+			return err
+		}
+		there = false
+	}
+}
+
+// manifest reads a manifest that was pushed here.
+func (d *delivery) manifest(ctx context.Context, digest registry.Digest) (registry.Manifest, error) {
+	m, err := d.c.s.store.GetManifest(ctx, d.e.Repository, registry.DigestReference(digest))
+	if err != nil {
+		return m, local(fmt.Errorf("the manifest %s cannot be read here: %w", digest, err))
+	}
+	return m, nil
+}
+
+// local marks an error as of this registry, so that its code is not taken for the parent's answer.
+func local(err error) error { return &localError{err} }
+
+type localError struct{ err error }
+
+func (e *localError) Error() string { return e.err.Error() }
+func (e *localError) Unwrap() error { return e.err }
+
+// below brings what a manifest refers to: children with all that is below them, then blobs. What is not here, because a
+// client referred to what the parent has, is the parent's to find.
+func (d *delivery) below(ctx context.Context, m registry.Manifest, depth int, seen map[registry.Digest]bool) error {
+	refs, err := registry.ParseManifest(m.MediaType, m.Bytes)
+	if err != nil {
+		return err
+	}
+	if depth > maxDepth {
+		return registry.ErrManifestInvalid.WithMessage("%s is an index of more than %d levels", d.e.Digest, maxDepth)
+	}
+	for _, child := range refs.Manifests {
+		if seen[child.Digest] {
+			continue
+		}
+		seen[child.Digest] = true
+		if err := d.child(ctx, child, depth, seen); err != nil {
+			return err
+		}
+	}
+	for _, b := range refs.Blobs {
+		if seen[b.Digest] {
+			continue
+		}
+		seen[b.Digest] = true
+		if err := d.blob(ctx, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *delivery) child(ctx context.Context, child registry.Descriptor, depth int, seen map[registry.Digest]bool) error {
+	ref := registry.DigestReference(child.Digest)
+	if have, err := d.at(ctx, ref); err != nil || have == child.Digest {
+		return err
+	}
+	m, err := d.c.s.store.GetManifest(ctx, d.e.Repository, ref)
+	if errors.Is(err, registry.ErrManifestUnknown) {
+		return nil // a platform that is not kept here; the parent says whether it has it
+	}
+	if err != nil {
+		return local(err)
+	}
+	if err := d.below(ctx, m, depth+1, seen); err != nil {
+		return err
+	}
+	_, err = d.p.PutManifest(ctx, d.e.Repository, ref, m)
+	d.c.s.contact(err)
+	return err
+}
+
+// blob brings one blob, unless another entry is bringing it: then it is mounted when that is done.
+func (d *delivery) blob(ctx context.Context, b registry.Descriptor) error {
+	c := d.c
+	if err := c.blobs.lock(ctx, b.Digest); err != nil {
+		return err
+	}
+	defer c.blobs.unlock(b.Digest)
+	if size, ok := c.s.store.StatContent(ctx, b.Digest); !ok || size != b.Size {
+		_, err := d.set.Parent.ResolveBlob(registry.WithLocal(ctx), d.e.Repository, b.Digest)
+		if errors.Is(err, registry.ErrBlobUnknown) {
+			return local(fmt.Errorf("the blob %s is neither here nor at the parent", b.Digest))
+		}
+		return err
+	}
+	c.sending(d.flight, b, 0)
+	defer c.sending(d.flight, registry.Descriptor{}, 0)
+	err := d.p.PushBlob(ctx, registry.BlobPush{
+		Repository: d.e.Repository, Descriptor: b, From: c.holders(ctx, d.e.Repository, b.Digest),
+		Session: c.sessions.get(d.set.ParentName, d.e.Repository, b.Digest),
+		Note:    func(s string) { c.noteSession(ctx, d.set.ParentName, d.e.Repository, b.Digest, s) },
+		Open:    func(ctx context.Context) (registry.BlobReader, error) { return c.s.store.OpenContent(ctx, b.Digest) },
+		Moved:   func(n int64) { c.sending(d.flight, b, n) },
+	})
+	c.s.contact(err)
+	if err == nil {
+		c.has(b.Digest, d.e.Repository)
+	}
+	return err
+}
+
+// untag removes a tag at the parent.
+func (d *delivery) untag(ctx context.Context) error {
+	at, err := d.at(ctx, registry.TagReference(d.e.Tag))
+	if err != nil {
+		return err
+	}
+	overwrites := d.overwrites(at)
+	if at == "" || (overwrites && d.e.State == registry.OutboxDelivered) {
+		return d.done(ctx) // it is gone, or somebody put it there after us
+	}
+	if overwrites {
+		lost := d.set.Conflict == registry.ParentWins
+		d.c.tell(ctx, registry.OutboxConflict{
+			Time: d.c.s.o.Clock.Now(), Repository: d.e.Repository, Tag: d.e.Tag, Theirs: at, ParentWins: lost, Principal: d.e.Principal,
+		})
+		if lost {
+			return d.lost(ctx)
+		}
+	}
+	err = d.p.DeleteTag(ctx, d.e.Repository, d.e.Tag)
+	d.c.s.contact(err)
+	if err != nil && !errors.Is(err, registry.ErrManifestUnknown) && !errors.Is(err, registry.ErrNameUnknown) {
+		return err
+	}
+	return d.sure(ctx)
+}
+
+// remove deletes a manifest at the parent.
+func (d *delivery) remove(ctx context.Context) error {
+	err := d.p.DeleteManifest(ctx, d.e.Repository, d.e.Digest)
+	d.c.s.contact(err)
+	if errors.Is(err, registry.ErrManifestUnknown) || errors.Is(err, registry.ErrNameUnknown) {
+		return d.done(ctx) // what is not there is deleted
+	}
+	if err != nil {
+		return err
+	}
+	return d.sure(ctx)
+}
+
+// done takes the entry out of the queue: the parent has it.
+func (d *delivery) done(ctx context.Context) error {
+	return d.c.leave(ctx, d.e, d.c.outbox.OutboxDone)
+}
+
+// lost takes the entry out of the queue: the tag stays with the parent.
+func (d *delivery) lost(ctx context.Context) error {
+	if err := d.c.leave(ctx, d.e, d.c.outbox.OutboxLost); err != nil {
+		return err
+	}
+	return d.c.resync(ctx)
+}
+
+// sure is done, where the parent's answer means that it is on its disk; another is asked once more in a while.
+func (d *delivery) sure(ctx context.Context) error {
+	wait := d.c.s.o.ConfirmAfter
+	if d.kind != registry.KindOCI || wait < 0 {
+		return d.done(ctx)
+	}
+	d.e.State, d.e.Attempts, d.e.Error = registry.OutboxDelivered, d.e.Attempts+1, ""
+	d.e.NextAttempt = d.c.s.o.Clock.Now().Add(cmp.Or(wait, confirmAfter))
+	d.delivered = true
+	if err := d.c.outbox.OutboxNote(ctx, d.e); err != nil {
+		return local(err)
+	}
+	return nil
+}
+
+// failed keeps why an attempt failed, and when the next is.
+func (d *delivery) failed(ctx context.Context, err error) result {
+	if ctx.Err() != nil {
+		return result{entry: d.e, err: err} // interrupted: no attempt
+	}
+	s := d.c.s
+	var mine *localError
+	isLocal := errors.As(err, &mine)
+	if !isLocal && isAnswer(err) && !s.alone(ctx, d.set, err) {
+		return result{entry: d.e, err: err, away: true}
+	}
+	if !isLocal && d.kind == registry.KindConnected && isRefusal(err) {
+		if why := s.meet(ctx, d.set, nil); why != nil { // all of it is refused, until the layers fit together again
+			return result{entry: d.e, err: why, away: true}
+		}
+	}
+	d.e.Attempts++
+	d.e.State, d.e.Error = registry.OutboxWaiting, message(err)
+	if now, ok := d.c.entry(ctx, d.e.Seq); ok && !isUnderWay(now) {
+		d.e.State = now.State // its time ended while it was on its way
+	}
+	if !isLocal && isRefusal(err) {
+		d.e.State, d.e.NextAttempt = registry.OutboxRefused, time.Time{}
+	} else {
+		d.e.NextAttempt = s.o.Clock.Now().Add(s.rowPause(d.e.Attempts, err))
+	}
+	s.o.Logger.Warn("a change could not be delivered", "entry", d.e.Seq, "action", d.e.Action, "repository", d.e.Repository, "tag", d.e.Tag,
+		"digest", d.e.Digest, "state", d.e.State, "error", err)
+	if nerr := d.c.outbox.OutboxNote(ctx, d.e); nerr != nil {
+		s.o.Logger.Error("the outbox cannot be written", "entry", d.e.Seq, "error", nerr)
+	}
+	return result{entry: d.e, err: err}
+}
+
+// refusals are the codes with which a parent says no for good.
+var refusals = []*registry.Error{
+	registry.ErrDenied, registry.ErrUnsupported, registry.ErrLocked, registry.ErrNameInvalid, registry.ErrNameUnknown, registry.ErrTagInvalid,
+	registry.ErrManifestInvalid, registry.ErrSizeInvalid, registry.ErrConflict,
+}
+
+func isRefusal(err error) bool {
+	for _, r := range refusals {
+		if errors.Is(err, r) {
+			return true
+		}
+	}
+	return false
+}
+
+// rowPause grows with each attempt, with jitter over its upper half, and is never shorter than the parent asks for.
+func (s *Syncer) rowPause(attempts int, err error) time.Duration {
+	d := backoffCap
+	if attempts < 12 {
+		d = min(backoffCap, rowFloor<<(max(attempts, 1)-1))
+	}
+	d = time.Duration((0.5 + s.o.Rand()/2) * float64(d))
+	var e *registry.Error
+	if errors.As(err, &e) {
+		d = max(d, min(e.RetryAfter, backoffCap))
+	}
+	return d
+}
