@@ -15,6 +15,8 @@ const (
 	confirmAfter = time.Minute
 	// reload bounds how often the queue is read again while entries of it are on their way.
 	reload = time.Second
+	// expireEvery is how often it is looked for what is too old; messageTtl is a day at least.
+	expireEvery = time.Hour
 	// rowFloor is the pause after the first failure of an entry, before jitter; it doubles up to backoffCap.
 	rowFloor = 5 * time.Second
 )
@@ -41,6 +43,7 @@ type climber struct {
 	err      error // why the last pass ended early; nil when it did not
 	until    time.Time
 	lastOpen time.Time                  // when the window was opened last
+	expired  time.Time                  // when it was looked for what is too old; of Climb alone
 	ours     map[string]registry.Digest // repository:tag -> what was last put there
 	had      map[registry.Digest]string // where the parent has a blob, as far as seen
 	sessions sessions
@@ -118,27 +121,18 @@ func (c *climber) forgive() {
 // pass sends what is due and returns how long there is nothing to do.
 func (c *climber) pass(ctx context.Context, set Settings, kicked, resettled <-chan struct{}) time.Duration {
 	now := c.s.o.Clock.Now()
-	q, err := c.read(ctx, set, now)
-	if err != nil {
-		c.s.o.Logger.Error("the outbox cannot be read", "error", err)
+	c.expire(ctx, set, now)
+	status, err := c.outbox.OutboxStatus(ctx)
+	p, ok := set.Parent.(Pusher)
+	if err != nil || !ok || status.Pending == 0 {
 		return lookAgain
 	}
-	p, ok := set.Parent.(Pusher)
-	if !ok || len(q.rows) == 0 {
-		return q.pause(now)
-	}
-	until, open, next := c.window(set, now)
-	spent := c.s.spentFor(now)
 	c.mu.Lock()
-	retry := c.retryAt.Sub(now)
+	pause := max(c.retryAt.Sub(now), c.s.spentFor(now))
 	c.mu.Unlock()
-	switch {
-	case !open:
-		return next
-	case max(retry, spent) > 0:
-		return max(retry, spent)
-	case !q.due(now):
-		return q.pause(now)
+	until, open, next := c.window(set, now)
+	if !open || pause > 0 {
+		return max(pause, next)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -148,14 +142,35 @@ func (c *climber) pass(ctx context.Context, set Settings, kicked, resettled <-ch
 		ctx, stop = context.WithTimeout(ctx, until.Sub(now))
 		defer stop()
 	}
+	q := c.newQueue(ctx)
 	kind, err := c.s.probe(ctx, set)
 	if err == nil {
+		err = c.read(ctx, q)
+	}
+	if err == nil && q.due(now) {
 		err = c.send(ctx, set, p, kind, q, kicked)
 	}
 	if ctx.Err() != nil {
 		return 0
 	}
 	return c.ended(set, err, q)
+}
+
+// expire marks what has waited for longer than messageTtl, now and then.
+func (c *climber) expire(ctx context.Context, set Settings, now time.Time) {
+	if age := now.Sub(c.expired); set.MessageTTL <= 0 || (age >= 0 && age < expireEvery) {
+		return
+	}
+	n, err := c.outbox.OutboxExpire(ctx, now.Add(-set.MessageTTL))
+	if err != nil {
+		c.s.o.Logger.Error("the outbox cannot be read", "error", err)
+		return
+	}
+	c.expired = now
+	if n > 0 {
+		c.s.o.Logger.Warn("changes were not delivered within messageTtl; they are kept, and sent again with: outbox retry --expired",
+			"entries", n, "messageTtl", set.MessageTTL)
+	}
 }
 
 // window says whether entries may be sent now, until when (zero: no end), and how long it is until they may.
@@ -241,7 +256,7 @@ func (c *climber) send(ctx context.Context, set Settings, p Pusher, kind registr
 			if !stale || stopped() {
 				return errors.Join(away, ctx.Err())
 			}
-			changed, stale = c.refresh(ctx, set, q), false
+			changed, stale = c.refresh(ctx, q), false
 			continue
 		}
 		select {
@@ -258,7 +273,7 @@ func (c *climber) send(ctx context.Context, set Settings, p Pusher, kind registr
 			kicked, stale = nil, true
 		case <-tick.C:
 			if stale && !stopped() {
-				changed, stale = c.refresh(ctx, set, q), false
+				changed, stale = c.refresh(ctx, q), false
 			}
 		case <-done:
 			done = nil // what is on its way ends with ctx
@@ -267,9 +282,10 @@ func (c *climber) send(ctx context.Context, set Settings, p Pusher, kind registr
 }
 
 // refresh reads the queue again, while entries of it are on their way, and returns what tells of the next change.
-func (c *climber) refresh(ctx context.Context, set Settings, q *queue) <-chan struct{} {
+func (c *climber) refresh(ctx context.Context, q *queue) <-chan struct{} {
 	changed := c.outbox.OutboxChanged()
-	if fresh, err := c.read(ctx, set, c.s.o.Clock.Now()); err == nil {
+	fresh := c.newQueue(ctx)
+	if c.read(ctx, fresh) == nil {
 		q.replace(fresh)
 	}
 	return changed
@@ -311,25 +327,21 @@ func (c *climber) entry(ctx context.Context, seq uint64) (registry.OutboxEntry, 
 	return list[0], true
 }
 
-// read returns what may climb, in order, and marks what has waited for longer than messageTtl.
-func (c *climber) read(ctx context.Context, set Settings, now time.Time) (*queue, error) {
-	if set.MessageTTL > 0 {
-		n, err := c.outbox.OutboxExpire(ctx, now.Add(-set.MessageTTL))
-		if err != nil {
-			return nil, err
-		}
-		if n > 0 {
-			c.s.o.Logger.Warn("changes were not delivered within messageTtl; they are kept, and sent again with: outbox retry --expired",
-				"entries", n, "messageTtl", set.MessageTTL)
-		}
-	}
-	q := newQueue(func(e registry.OutboxEntry) []registry.Digest { return c.uses(ctx, e) })
+func (c *climber) newQueue(ctx context.Context) *queue {
+	return newQueue(func(e registry.OutboxEntry) []registry.Digest { return c.uses(ctx, e) })
+}
+
+// read adds what may climb, in order.
+func (c *climber) read(ctx context.Context, q *queue) error {
 	err := c.each(ctx, func(e registry.OutboxEntry) {
 		if isUnderWay(e) {
 			q.add(e)
 		}
 	})
-	return q, err
+	if err != nil {
+		return local(err)
+	}
+	return nil
 }
 
 // isUnderWay reports whether an entry is tried.
