@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"os"
 	"slices"
 	"strings"
@@ -632,7 +633,7 @@ func TestOutboxOfTenThousand(t *testing.T) {
 			}
 		}
 	}
-	if got, err := s.OutboxStatus(ctx); err != nil || got != (registry.OutboxStatus{}) {
+	if got, err := s.OutboxStatus(ctx); err != nil || !reflect.DeepEqual(got, registry.OutboxStatus{}) {
 		t.Errorf("at the end %+v, %v", got, err)
 	}
 }
