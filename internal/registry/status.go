@@ -165,10 +165,10 @@ type StatusDetail struct {
 type TransferStatus struct {
 	Repository string `json:"repository"`
 	Digest     Digest `json:"digest"`
-	Size       int64  `json:"size"`     // bytes; 0 while unknown
-	Received   int64  `json:"received"` // bytes here, those of earlier runs included
-	Before     int64  `json:"before"`   // bytes of earlier runs
-	Waiting    bool   `json:"waiting"`  // between two attempts
+	Size       int64  `json:"size"`         // bytes; 0 while unknown
+	Received   int64  `json:"received"`     // bytes here, those of earlier runs included
+	Before     int64  `json:"before"`       // bytes of earlier runs
+	Waiting    bool   `json:"waiting"`      // between two attempts
 	Up         bool   `json:"up,omitempty"` // on its way to the parent, which has Received of it
 }
 

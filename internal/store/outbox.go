@@ -103,8 +103,9 @@ func (s *Store) loadOutbox(t *tx) error {
 	if s.outboxed.changed == nil {
 		s.outboxed.changed = make(chan struct{})
 	}
-	s.climbing.Store(t.Bucket(bucketMeta).Get(keyClimbing) != nil)
-	s.journaling.Store(t.Bucket(bucketMeta).Get(keyJournal) != nil)
+	meta := t.Bucket(bucketMeta) // an index that was made anew while the store runs knows of neither
+	s.climbing.Store(s.climbing.Load() || meta.Get(keyClimbing) != nil)
+	s.journaling.Store(s.journaling.Load() || meta.Get(keyJournal) != nil)
 	q, err := t.outbox(false)
 	if q == nil || err != nil {
 		return err

@@ -35,7 +35,9 @@ func (*emptyStore) OpenContent(context.Context, registry.Digest) (registry.BlobR
 func (*emptyStore) Partial(context.Context, registry.Digest, int64) (registry.Partial, error) {
 	return nil, registry.ErrDisk
 }
+
 func (*emptyStore) CommitImage(context.Context, registry.Image) ([]string, error) { return nil, nil }
+
 func (*emptyStore) TagStates(context.Context, string) ([]registry.LocalTag, error) {
 	return nil, nil
 }

@@ -33,7 +33,7 @@ func TestModuleWithAWrongClock(t *testing.T) {
 	})
 	right := time.Now()
 	var offset atomic.Int64
-	set := func(now time.Time) { offset.Store(int64(now.Sub(time.Now()))) }
+	set := func(now time.Time) { offset.Store(int64(time.Until(now))) }
 	set(time.Unix(0, 0))
 	r := run(t, d, t.TempDir(), func(o *module.Options) {
 		o.AllowInsecureParent = true
