@@ -66,6 +66,7 @@ test-chaos-short: powercut-tools ## the fault tests as CI runs them; as root the
 	cd test && POWERCUT=50 $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./powercut/...
 
 test-chaos: ## the fault tests at length: larger layers, many rounds
+	CHAOS=long $(GO) test -race -count=1 -run 'Hostile|Cuts' $(TESTFLAGS) ./internal/syncer
 	cd test && CHAOS=long $(GO) test -race -count=1 -timeout 4h $(TESTFLAGS) ./chaos/...
 	cd test && SIM_SEEDS=5000 $(GO) test -count=1 -timeout 4h -run '^TestSeeds$$' $(TESTFLAGS) ./sim
 	cd test && SIM_SEEDS=500 SIM_FROM=5001 $(GO) test -race -count=1 -timeout 4h $(TESTFLAGS) ./sim

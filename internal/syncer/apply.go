@@ -23,7 +23,8 @@ type outcome struct {
 }
 
 // apply carries a listing out: images in parallel, each visible as soon as it is complete; one that fails does not
-// keep the others, unless the parent is away, the disk is full or a budget used up.
+// keep the others, unless the parent is away or a budget used up. One that does not fit on the disk is one that fails:
+// smaller ones may fit.
 func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKind, l listing, it iteration) outcome {
 	p, local, err := s.prepare(ctx, set, &l, it)
 	if err != nil {
@@ -149,7 +150,7 @@ func platformsOf(scope registry.Scope, w want) []string {
 // does not answer one question may be away, or be unable to read one file of its disk: it is asked who it is.
 func (s *Syncer) alone(ctx context.Context, set Settings, err error) bool {
 	switch {
-	case ctx.Err() != nil, errors.Is(err, registry.ErrDisk), errors.Is(err, registry.ErrBudget):
+	case ctx.Err() != nil, errors.Is(err, registry.ErrBudget):
 		return false
 	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, registry.ErrUnauthorized):
 		_, _, err = set.Parent.Probe(ctx)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -14,9 +13,10 @@ import (
 
 // Limits of a graph of manifests, so that a parent cannot make this registry fetch without end.
 const (
-	maxDepth     = 4      // index in index in index
-	maxManifests = 10_000 // in one image
-	maxReferrers = 1_000  // followed for one subject
+	maxDepth     = 4       // index in index in index
+	maxManifests = 10_000  // in one image
+	maxReferrers = 1_000   // followed for one image, those of referrers included
+	maxBlob      = 1 << 40 // bytes that one blob may have
 )
 
 // referrersOf lists what refers to a manifest at the parent.
@@ -29,13 +29,15 @@ type image struct {
 	tags      []string
 	platforms []string // nil takes all
 	referrers referrersOf
-	depth     int // of referrers to referrers
+	depth     int                      // of referrers to referrers
+	followed  map[registry.Digest]bool // referrers of the image that were looked at; shared by all of them
 }
 
 // graph is what belongs to an image.
 type graph struct {
 	manifests []registry.Manifest // children before parents
 	blobs     []registry.Descriptor
+	has       map[registry.Digest]bool // blobs
 }
 
 // bring makes an image complete here and then moves its tags: manifests, blobs, what refers to it, and last, in one
@@ -103,8 +105,15 @@ func (s *Syncer) collect(ctx context.Context, img image, m registry.Manifest, de
 			return err
 		}
 	}
+	if g.has == nil {
+		g.has = map[registry.Digest]bool{}
+	}
 	for _, b := range refs.Blobs {
-		if !slices.ContainsFunc(g.blobs, func(o registry.Descriptor) bool { return o.Digest == b.Digest }) {
+		if b.Size > maxBlob {
+			return registry.ErrManifestInvalid.WithMessage("%s in %s has a blob of %d bytes; at most %d are fetched", img.root.Digest, img.repo, b.Size, int64(maxBlob))
+		}
+		if !g.has[b.Digest] {
+			g.has[b.Digest] = true
 			g.blobs = append(g.blobs, b)
 		}
 	}
@@ -152,20 +161,27 @@ func (s *Syncer) bringReferrers(ctx context.Context, img image, manifests []regi
 	if img.referrers == nil || img.depth >= maxDepth {
 		return nil
 	}
+	if img.followed == nil {
+		img.followed = map[registry.Digest]bool{}
+	}
 	for _, m := range manifests {
 		list, err := img.referrers(ctx, img.repo, m.Digest)
 		if err != nil {
 			return err
 		}
-		if len(list) > maxReferrers {
-			s.o.Logger.Warn("too many referrers; the rest is left out", "repository", img.repo, "subject", m.Digest, "referrers", len(list), "limit", maxReferrers)
-			list = list[:maxReferrers]
-		}
 		for _, d := range list {
+			if img.followed[d.Digest] {
+				continue
+			}
+			if len(img.followed) >= maxReferrers {
+				s.o.Logger.Warn("too many referrers; the rest is left out", "repository", img.repo, "subject", m.Digest, "referrers", len(list), "limit", maxReferrers)
+				return nil
+			}
+			img.followed[d.Digest] = true
 			if _, err := s.store.ResolveManifest(ctx, img.repo, registry.DigestReference(d.Digest)); err == nil {
 				continue
 			}
-			r := image{repo: img.repo, root: registry.Manifest{Descriptor: d}, referrers: img.referrers, depth: img.depth + 1}
+			r := image{repo: img.repo, root: registry.Manifest{Descriptor: d}, referrers: img.referrers, depth: img.depth + 1, followed: img.followed}
 			if err := s.bring(ctx, r); err != nil {
 				return err
 			}
