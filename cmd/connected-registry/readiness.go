@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -80,8 +81,18 @@ func gcCommand() *cobra.Command {
 		if *dryRun {
 			verb = "would free"
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %d blobs, %d manifests, %d unfinished transfers, %d unfinished uploads, %d stray files\n",
-			verb, size(r.Bytes), r.Blobs, r.Manifests, r.Partials, r.Uploads, r.Files)
+		var what []string
+		for _, c := range []struct {
+			n    int
+			noun string
+		}{{r.Blobs, "blob"}, {r.Manifests, "manifest"}, {r.Partials, "unfinished transfer"}, {r.Uploads, "unfinished upload"}, {r.Files, "stray file"}} {
+			if c.n == 1 {
+				what = append(what, "1 "+c.noun)
+			} else {
+				what = append(what, fmt.Sprintf("%d %ss", c.n, c.noun))
+			}
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %s\n", verb, size(r.Bytes), strings.Join(what, ", "))
 		return nil
 	}
 	return cmd

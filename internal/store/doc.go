@@ -1,7 +1,8 @@
 // Package store keeps a registry's content in one data directory: an index in bbolt, content in files named by their
 // digest. It implements registry.Registry for clients and registry.Replica for synchronisation.
 //
-//	snapshot-1, -2        the index as it was at most an hour ago, and before that
+//	snapshot-1, -2        the index as it was at some time of this day, and before that
+//	redo-1, -2            what each transaction since then did to it
 //	meta.db               the index; its flock is the lock of the directory (buckets.go has the schema)
 //	blobs/sha256/ab/<hex> content, immutable, manifests included
 //	blobs/sha512/ab/<hex>
@@ -17,7 +18,11 @@
 //
 // A row is not believed before the file has the row's size: content that is missing or short counts as absent, and is
 // fetched or pushed again. The first time that a process gives content out it is hashed, and a scrub hashes everything
-// now and then; what has other bytes is set aside and counts as absent. A damaged index is set aside too: the last
-// snapshot of it takes its place, and content without rows is found again by hash, in the background; until that is done
-// nothing is collected.
+// now and then; what has other bytes is set aside and counts as absent.
+//
+// The index has a sum over all of its rows (sum.go), which is checked at each start, before each snapshot, each hour and
+// when a row looks wrong. A damaged index is set aside, at a start or while the process runs: the last snapshot takes its
+// place with what the log adds to it (redo.go), so that no tag, lock or queued change that was acknowledged is lost, and
+// content without rows is found again by hash, in the background; until that is done nothing is collected. Only when both
+// snapshots or their logs are damaged as well do names come from the parent alone.
 package store

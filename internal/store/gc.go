@@ -27,10 +27,10 @@ type GCOptions struct {
 type GCResult struct {
 	Manifests int   // that synchronisation took the last tag of, and what belonged to them
 	Blobs     int   // manifests' bytes included
-	Bytes     int64 // of these blobs
+	Bytes     int64 // of all of these on the disk
 	Partials  int   // nobody continued them for 7 days
 	Uploads   int   // idle for 7 days
-	Files     int   // without a row, left by a process that was killed
+	Files     int   // of content without a row, left by a process that was killed, and damaged ones that were set aside
 }
 
 // errDryRun undoes the transaction of a dry run.
@@ -62,7 +62,8 @@ func (s *Store) GC(ctx context.Context, o GCOptions) (res GCResult, err error) {
 	if err := g.files(ctx); err != nil {
 		return g.res, err
 	}
-	if g.res.Uploads, err = s.sweepUploads(ctx, o.DryRun); err != nil {
+	uploads, bytes, err := s.sweepUploads(uploadTTL, o.DryRun)
+	if g.res.Uploads, g.res.Bytes = uploads, g.res.Bytes+bytes; err != nil {
 		return g.res, err
 	}
 	if !o.DryRun {
@@ -429,6 +430,7 @@ func (g *collection) stalePartial(d registry.Digest) error {
 		return nil
 	}
 	g.res.Partials++
+	g.res.Bytes += info.Size()
 	if g.dryRun {
 		return nil
 	}
@@ -483,10 +485,12 @@ func (g *collection) orphans(dir string) error {
 			s.content.spare(d)
 			if err == nil && !known {
 				g.res.Files++
+				g.res.Bytes += info.Size()
 			}
 			continue
 		}
 		g.res.Files++
+		g.res.Bytes += info.Size()
 		if err := g.removeFile(d); err != nil {
 			return err
 		}

@@ -280,7 +280,7 @@ func TestCollectFiles(t *testing.T) {
 		t.Errorf("fresh files: %+v", res)
 	}
 	x.pass(6 * 24 * time.Hour)
-	if res := collect(t, s, GCOptions{}); res != (GCResult{Files: 1}) {
+	if res := collect(t, s, GCOptions{}); res != (GCResult{Files: 1, Bytes: 100}) {
 		t.Errorf("after 6 days: %+v, want the file without a row", res)
 	}
 	x.pass(2 * 24 * time.Hour)

@@ -28,11 +28,41 @@ func (s *Store) SetLimits(maxBytes, reserveBytes int64) {
 	s.limits.reserve.Store(reserveBytes)
 }
 
-// room refuses n more bytes when they would not leave the reserve free, or exceed the quota.
+// uploadShort is how long a session may be idle while there is no room: a client that still lives has tried again by then.
+const uploadShort = time.Hour
+
+// room refuses n more bytes when they would not leave the reserve free, or exceed the quota. Before that, uploads that
+// were left go.
 func (s *Store) room(n int64) error {
 	if err := s.quota(s.counts.Load().bytes + n); err != nil {
 		return err
 	}
+	err := s.free(n)
+	if !errors.Is(err, errNoRoom) || !s.squeeze() {
+		return err
+	}
+	return s.free(n)
+}
+
+// squeeze removes sessions that are idle for uploadShort, and looks for them once a minute at most.
+func (s *Store) squeeze() bool {
+	now := int64(s.uptime())
+	last := s.squeezed.Load()
+	if last != 0 && now-last < int64(evictAgain) || !s.squeezed.CompareAndSwap(last, max(now, 1)) {
+		return false
+	}
+	removed, bytes, err := s.sweepUploads(uploadShort, false)
+	if err != nil {
+		s.log.Warn("uploads that were left could not be removed", "error", err)
+	}
+	if removed > 0 {
+		s.log.Info("there is no room: uploads that nobody goes on with are removed before their time", "uploads", removed, "bytes", bytes)
+	}
+	return removed > 0
+}
+
+// free refuses n more bytes when they would not leave the reserve free.
+func (s *Store) free(n int64) error {
 	free, err := s.fs.Free(s.dir)
 	if err != nil {
 		return diskError(err)

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -186,7 +189,7 @@ func TestClockIsSetDuringPush(t *testing.T) {
 		t.Fatal(err)
 	}
 	now.wall.Add(int64(20 * 365 * 24 * time.Hour))
-	if n, err := s.sweepUploads(t.Context(), false); n != 0 || err != nil {
+	if n, _, err := s.sweepUploads(uploadTTL, false); n != 0 || err != nil {
 		t.Errorf("%d removed, %v", n, err)
 	}
 	if _, err := s.fs.Lstat(path); err != nil {
@@ -197,7 +200,7 @@ func TestClockIsSetDuringPush(t *testing.T) {
 	}
 	_ = u.Close()
 	now.pass(uploadTTL)
-	if n, err := s.sweepUploads(t.Context(), false); n != 1 || err != nil {
+	if n, _, err := s.sweepUploads(uploadTTL, false); n != 1 || err != nil {
 		t.Errorf("a week later: %d removed, %v, want the session", n, err)
 	}
 }
@@ -223,4 +226,49 @@ func TestEvictionDoesNotWait(t *testing.T) {
 	}
 	wantContent(t, s, false, one.Blobs...)
 	wantContent(t, s, true, append(two.Blobs, three.Blobs...)...)
+}
+
+// TestUploadsGoForRoom fills the volume: sessions that nobody used for an hour go at once, younger ones stay, and a
+// session that meets the limit of a file's size keeps nothing.
+func TestUploadsGoForRoom(t *testing.T) {
+	var now testTime
+	dir := t.TempDir()
+	x := &testFS{dir: dir, free: 1000}
+	o := now.options()
+	o.FS = x
+	s := openStore(t, dir, o)
+	start := func() registry.Upload {
+		t.Helper()
+		u, err := s.StartUpload(t.Context(), testRepo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := u.Write(make([]byte, 500)); err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	idle := start()
+	if err := idle.Close(); err != nil {
+		t.Fatal(err)
+	}
+	now.pass(2 * time.Hour)
+	young := start()
+	defer young.Close()
+	if _, err := young.Write(make([]byte, 5<<20)); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("%v, want DiskError", err)
+	}
+	if _, err := s.ResumeUpload(t.Context(), testRepo, idle.ID()); !errors.Is(err, registry.ErrBlobUploadUnknown) {
+		t.Errorf("a session that was idle for two hours: %v", err)
+	}
+	x.free = 0
+	large := start()
+	x.arm(1, false, syscall.EFBIG)
+	if _, err := large.Write(make([]byte, 100)); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("%v, want DiskError", err)
+	}
+	_ = large.Close()
+	if list, err := os.ReadDir(filepath.Join(dir, dirUploads)); err != nil || len(list) > 0 {
+		t.Errorf("left in uploads: %v, %v", list, err)
+	}
 }

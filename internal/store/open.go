@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -93,7 +94,7 @@ func (s *Store) startup(ctx context.Context) {
 	if s.recovering.Load() {
 		s.recover(ctx)
 	}
-	if _, err := s.sweepUploads(ctx, false); err != nil && ctx.Err() == nil {
+	if _, _, err := s.sweepUploads(uploadTTL, false); err != nil && ctx.Err() == nil {
 		s.log.Warn("stale uploads were not removed", "error", err)
 	}
 }
@@ -172,15 +173,7 @@ func (s *Store) mkdirAll(path string) error {
 // openError says what an operator has to do.
 func (s *Store) openError(err error) error {
 	if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
-		owner := "another user"
-		if info, e := s.fs.Lstat(s.dir); e == nil {
-			if st, ok := info.Sys().(*syscall.Stat_t); ok {
-				owner = "uid " + strconv.FormatUint(uint64(st.Uid), 10)
-			}
-		}
-		uid := os.Geteuid()
-		return registry.ErrDisk.WithMessage("Permission denied: the data volume %s belongs to %s and this process runs as uid %d: "+
-			"give it the volume (chown -R %d on the host) or run it as the owner", s.dir, owner, uid, uid).Wrap(err)
+		return registry.ErrDisk.WithMessage("Permission denied: %s", s.denied(err)).Wrap(err)
 	}
 	if errors.Is(err, syscall.EROFS) {
 		return registry.ErrDisk.WithMessage("Permission denied: the data volume %s is mounted read-only: remount it for writing", s.dir).Wrap(err)
@@ -194,6 +187,35 @@ func (s *Store) openError(err error) error {
 		return registry.ErrUnavailable.WithMessage("the data volume %s cannot be used", s.dir).Wrap(errors.Unwrap(err))
 	}
 	return err
+}
+
+// denied says which file or directory is in the way, and the command that clears it.
+func (s *Store) denied(err error) string {
+	path, uid := s.dir, os.Geteuid()
+	var at *fs.PathError
+	if errors.As(err, &at) && filepath.IsAbs(at.Path) {
+		path = at.Path
+	}
+	info, e := s.fs.Lstat(path)
+	for e != nil && len(path) > len(s.dir) { // what could not be made or looked at
+		path = filepath.Dir(path)
+		info, e = s.fs.Lstat(path)
+	}
+	owner, what := "another user", "the data volume "+s.dir
+	if path != s.dir {
+		what = path + " of " + what
+	}
+	if e == nil {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			if int(st.Uid) == uid {
+				return fmt.Sprintf("%s has the mode %04o, which keeps its owner uid %d from it: chmod -R u+rwX %s on the host",
+					what, info.Mode().Perm(), uid, s.dir)
+			}
+			owner = "uid " + strconv.FormatUint(uint64(st.Uid), 10)
+		}
+	}
+	return fmt.Sprintf("%s belongs to %s and this process runs as uid %d: give it the volume (chown -R %d %s on the host) or run it as the owner",
+		what, owner, uid, uid, s.dir)
 }
 
 // hasContent reports whether any content is on the volume.

@@ -337,7 +337,7 @@ func TestOpenDiskErrors(t *testing.T) {
 		errno error
 		texts []string
 	}{
-		"other owner": {syscall.EACCES, []string{"Permission denied", "belongs to uid", "chown"}},
+		"mode":        {syscall.EACCES, []string{"Permission denied", "has the mode 0755", "chmod -R u+rwX"}},
 		"read-only":   {syscall.EROFS, []string{"Permission denied", "read-only"}},
 		"full":        {syscall.ENOSPC, []string{"No space left on device."}},
 		"quota":       {syscall.EDQUOT, []string{"quota"}},

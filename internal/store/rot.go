@@ -150,6 +150,9 @@ func (g *collection) quarantined() error {
 	}
 	for _, e := range list {
 		g.res.Files++
+		if info, err := e.Info(); err == nil {
+			g.res.Bytes += info.Size()
+		}
 		if g.dryRun {
 			continue
 		}

@@ -197,17 +197,18 @@ func (s *Store) copySnapshot(path string) error {
 }
 
 const (
-	// compactFree is how many bytes of the index have to be free before it is written anew, and they must be more than
-	// those in use.
-	compactFree = 16 << 20
-	compactName = indexName + ".compact"
-	compactTx   = 4 << 20 // bytes of one transaction of the copy
+	// compactFree is how large an index has to be to be written anew when it is more than three times what it needs. Of a
+	// large one half is enough.
+	compactFree  = 1 << 20
+	compactLarge = 16 << 20
+	compactName  = indexName + ".compact"
+	compactTx    = 4 << 20 // bytes of one transaction of the copy
 )
 
 // compact writes an index that is mostly free space anew: bbolt never makes its file smaller. Whatever goes wrong, the
 // index that is there stays. The lock of the old file is held until its end; the caller opens the new one.
 func (s *Store) compact(db *bbolt.DB, free, size int64) (done bool, err error) {
-	if free < s.compactAbove() || free <= size/2 {
+	if size <= s.compactAbove() || size <= 3*(size-free) && (free < compactLarge || free <= size/2) {
 		return false, nil
 	}
 	path := s.path(compactName)

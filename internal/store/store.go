@@ -104,8 +104,9 @@ type Store struct {
 	wanted    chan struct{} // a snapshot, or the repair of a broken index
 	suspected chan struct{} // a look at the whole index
 
-	limits  limits
-	evicted time.Duration // uptime of the last eviction that found nothing; under gcMu
+	limits   limits
+	squeezed atomic.Int64  // uptime of the last look for uploads that were left, in nanoseconds
+	evicted  time.Duration // uptime of the last eviction that found nothing; under gcMu
 
 	gcMu     sync.Mutex
 	sweeping sync.RWMutex // held for writing from the last check of a blob's references to the removal of its row

@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -226,7 +227,7 @@ func (u *upload) Write(p []byte) (int, error) {
 	}
 	u.ses.hash.wrote(p[:n], u.size)
 	u.size += int64(n)
-	if isFull(err) {
+	if isFull(err) || errors.Is(err, syscall.EFBIG) {
 		u.drop()
 	}
 	return n, diskError(err)
@@ -302,17 +303,17 @@ func (u *upload) Commit(ctx context.Context, d registry.Digest) (registry.Descri
 	return registry.Descriptor{MediaType: mediaTypeBlob, Digest: d, Size: u.size}, nil
 }
 
-// sweepUploads removes sessions that nobody used for uploadTTL, files without a session, and what a killed process left
-// of manifests.
-func (s *Store) sweepUploads(ctx context.Context, dryRun bool) (removed int, err error) {
+// sweepUploads removes sessions that nobody used for idle, files without a session, and what a killed process left of
+// manifests, and counts the bytes of what it removes.
+func (s *Store) sweepUploads(idle time.Duration, dryRun bool) (removed int, bytes int64, err error) {
 	list, err := s.fs.ReadDir(s.path(dirUploads), 0)
 	if err != nil {
-		return 0, diskError(err)
+		return 0, 0, diskError(err)
 	}
 	now := s.clock.Now()
 	for _, e := range list {
-		if err := ctx.Err(); err != nil {
-			return removed, err
+		if s.closed.Load() {
+			break
 		}
 		info, err := s.fs.Lstat(s.uploadPath(e.Name()))
 		if err != nil {
@@ -323,28 +324,29 @@ func (s *Store) sweepUploads(ctx context.Context, dryRun bool) (removed int, err
 		if data, err := s.fs.Lstat(s.uploadPath(id)); err == nil {
 			age = now.Sub(data.ModTime()) // the sidecar is as old as its file
 		}
-		ttl := uploadTTL
+		ttl := idle
 		if !isID(id) {
 			ttl = time.Hour // a manifest on its way takes seconds
 		}
-		if age < ttl || strings.HasPrefix(e.Name(), s.tempPrefix) || s.usedLately(id) {
+		if age < ttl || strings.HasPrefix(e.Name(), s.tempPrefix) || s.usedLately(id, idle) {
 			continue
 		}
 		removed++
+		bytes += info.Size()
 		if !dryRun {
 			s.expire(id, e.Name())
 		}
 	}
-	return removed, nil
+	return removed, bytes, nil
 }
 
 // usedLately reports whether this process used a session: on a device whose clock is set after the boot, the times of
 // files may seem years old.
-func (s *Store) usedLately(id string) bool {
+func (s *Store) usedLately(id string, idle time.Duration) bool {
 	s.uploadsMu.Lock()
 	defer s.uploadsMu.Unlock()
 	ses := s.uploads[id]
-	return ses != nil && (ses.busy || s.uptime()-ses.used < uploadTTL)
+	return ses != nil && (ses.busy || s.uptime()-ses.used < idle)
 }
 
 // expire removes one entry of the uploads unless it is in use.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
-	"math/bits"
 	"runtime/debug"
 )
 
@@ -38,6 +37,7 @@ type verifier struct {
 	depth    int
 	at       place  // of the bucket that is walked
 	sum      uint64 // of its rows and those before
+	used     int64  // bytes of entries in pages
 	end      []byte // the seal
 	version  []byte // of the schema
 }
@@ -48,7 +48,7 @@ func verifyIndex(f io.ReaderAt, size int64) error {
 	return err
 }
 
-// measureIndex is verifyIndex; it returns the bytes that are in use.
+// measureIndex is verifyIndex; it returns the bytes that its entries take, without the gaps in and between pages.
 func measureIndex(f io.ReaderAt, size int64) (used int64, err error) {
 	v := &verifier{f: f, at: root}
 	root, err := v.meta(size)
@@ -62,11 +62,7 @@ func measureIndex(f io.ReaderAt, size int64) (used int64, err error) {
 	if err := v.page(root, nil, nil); err != nil {
 		return 0, err
 	}
-	n := 2 // the metas
-	for _, word := range v.seen {
-		n += bits.OnesCount64(word)
-	}
-	return int64(n) * v.pageSize, v.sealed()
+	return v.used, v.sealed()
 }
 
 // sealed compares the rows with their sum.
@@ -215,6 +211,9 @@ func (v *verifier) elements(buf []byte, id uint64, lower, upper []byte) error {
 			return damaged("entry %d of page %d is out of order", i, id)
 		}
 		previous = k
+		if id != 0 { // else it is part of a value
+			v.used += int64(elementSize + len(k) + len(value))
+		}
 		e := buf[pageHeaderSize+i*elementSize:]
 		var err error
 		switch {

@@ -18,6 +18,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/module"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
 	"github.com/connected-registry/connected-registry/test/linkproxy"
+	"github.com/connected-registry/connected-registry/test/mounts"
 )
 
 const page = 4096
@@ -31,22 +32,13 @@ type small struct {
 
 func newSmall(t *testing.T, options string) *small {
 	t.Helper()
-	if os.Getenv(inside) == "" {
-		t.Skip("full disks need root: they are made on a tmpfs (unshare, mount)")
-	}
 	base := t.TempDir()
 	dir := filepath.Join(base, "data")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
-		t.Skip("this machine forbids mounts: " + err.Error())
-	}
+	mounts.Tmpfs(t, dir, options)
 	r, err := newRig(t.Context(), base, binary(t), "", "", 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.volume = &volume{dir: dir}
 	t.Cleanup(func() {
 		if err := r.close(); err != nil {
 			t.Error(err)

@@ -4,21 +4,18 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/connected-registry/connected-registry/test/layer"
+	"github.com/connected-registry/connected-registry/test/mounts"
 )
 
-const (
-	inside    = "POWERCUT_NAMESPACE" // set in the process that has mounts of its own
-	perVolume = 5                    // rounds on one file system before a fresh one
-)
+// perVolume is how many rounds there are on one file system before a fresh one.
+const perVolume = 5
 
 var (
 	long     = os.Getenv("CHAOS") == "long"
@@ -34,17 +31,8 @@ func run(m *testing.M) int {
 	if what := os.Getenv(other); what != "" {
 		return serveOther(what)
 	}
-	if os.Getenv(inside) == "" && os.Geteuid() == 0 {
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Start(); err == nil {
-			if cmd.Wait() == nil {
-				return 0
-			}
-			return 1
-		}
+	if code, done := mounts.Enter(); done {
+		return code
 	}
 	dir, err := os.MkdirTemp("", "connected-registry-powercut-")
 	if err != nil {
@@ -180,8 +168,8 @@ func (x *total) clean(t *testing.T) {
 
 func mustMount(t *testing.T, kind string) {
 	t.Helper()
-	if os.Getenv(inside) == "" {
-		t.Skip("power cuts need root: they are made on a file system of their own (unshare, mount)")
+	if reason := mounts.Forbidden(); reason != "" {
+		t.Skip("no power cuts: " + reason)
 	}
 	if reason := forbidden(context.Background(), kind); reason != "" {
 		t.Skip("no power cuts: " + reason)

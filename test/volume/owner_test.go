@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/connected-registry/connected-registry/test/linkproxy"
+	"github.com/connected-registry/connected-registry/test/mounts"
 )
 
 // uid is the one of the container image.
@@ -45,7 +46,7 @@ func TestVolumeThatCannotBeUsed(t *testing.T) {
 				return os.Chmod(data, 0o500)
 			},
 			mend: func(data string) error { return os.Chmod(data, 0o700) },
-			says: []string{"%[1]s", "uid 65532"},
+			says: []string{"%[1]s", "uid 65532", "mode 0500", "chmod -R u+rwX"},
 		},
 		"files of root inside": {
 			spoil: func(data string) error {
@@ -55,7 +56,7 @@ func TestVolumeThatCannotBeUsed(t *testing.T) {
 				return os.WriteFile(filepath.Join(data, "meta.db"), nil, 0o600)
 			},
 			mend: func(data string) error { return chown(data, uid) },
-			says: []string{"%[1]s", "uid 65532", "chown -R 65532"},
+			says: []string{"%[1]s/meta.db", "uid 0", "uid 65532", "chown -R 65532"},
 		},
 		"mounted read-only": {
 			mount: true,
@@ -74,7 +75,7 @@ func TestVolumeThatCannotBeUsed(t *testing.T) {
 			dir := scratch(t)
 			data := filepath.Join(dir, "data")
 			if c.mount {
-				mount(t, data, "size=64m")
+				mounts.Tmpfs(t, data, "size=64m")
 			}
 			must(t, os.MkdirAll(data, 0o700))
 			must(t, c.spoil(data))
