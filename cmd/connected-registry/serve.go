@@ -12,7 +12,7 @@ import (
 )
 
 func serveCommand() *cobra.Command {
-	o := module.Options{Version: version, Built: buildTime(), Lookup: os.LookupEnv}
+	o := module.Options{Version: version, Built: buildTime()}
 	var logFormat string
 	cmd := &cobra.Command{
 		Use:   "serve",
@@ -37,6 +37,8 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&o.ParentCA, "parent-ca", "", "PEM file of roots for the parent's certificate, beside the system's; read at each connection")
 	f.StringVar(&logFormat, "log-format", "text", "text or json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		noCore()
+		o.Lookup = takeSecrets()
 		o.DataDir = *dataDir
 		log := newLogger(logFormat)
 		o.Logger = slog.New(logrusslog.NewHandler(log, nil))

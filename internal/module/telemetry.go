@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -70,17 +69,7 @@ func (m *Module) auditTrouble() []registry.StatusDetail {
 
 // controlOrigin says who is on the other end of a connection to the control socket.
 func controlOrigin(ctx context.Context, c net.Conn) context.Context {
-	from := "control socket"
-	if u, ok := c.(*net.UnixConn); ok {
-		if raw, err := u.SyscallConn(); err == nil {
-			_ = raw.Control(func(fd uintptr) { // without an answer the place alone stands there
-				if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
-					from = fmt.Sprintf("control socket, uid %d, pid %d", cred.Uid, cred.Pid)
-				}
-			})
-		}
-	}
-	return registry.WithOrigin(ctx, from)
+	return registry.WithOrigin(ctx, "control socket"+peer(c))
 }
 
 // metered counts the answers of a part of the API.

@@ -14,6 +14,7 @@ const errCloudProtocol = "parent endpoint protocol must be 'https' when parent i
 
 var (
 	variablePattern = regexp.MustCompile(`^\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})(:.*)?$`)
+	secretPattern   = regexp.MustCompile(`(?i)secret|password|passwd|token|credential|connection_?string|_key$|^key$`)
 	hostPattern     = regexp.MustCompile(`^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*\.?$`)
 	dataEndpoint    = regexp.MustCompile(`^([a-z0-9-]+)\.[a-z0-9-]+\.data\.(azurecr\.[a-z]+)(:[0-9]+)?$`)
 	cloudRegistry   = regexp.MustCompile(`^[a-z0-9.-]+\.azurecr\.[a-z]+(:[0-9]+)?$`)
@@ -36,6 +37,9 @@ func ParseEndpoint(s string, env func(string) (string, bool)) (string, error) {
 	if strings.EqualFold(name, "upstream") {
 		return "", errors.New("$upstream stands only in the names of images: want $IOTEDGE_PARENTHOSTNAME:8000 here")
 	}
+	if secretPattern.MatchString(name) { // a document must not read it out
+		return "", fmt.Errorf("environment variable %s may hold a secret: want one that holds a host", clip(name))
+	}
 	var host string
 	if env != nil {
 		host, _ = env(name)
@@ -49,8 +53,8 @@ func ParseEndpoint(s string, env func(string) (string, bool)) (string, error) {
 		return "", fmt.Errorf("environment variable %s holds another variable: want a host", clip(name))
 	}
 	address, err := parseAddress(host + m[3])
-	if err != nil {
-		return "", fmt.Errorf("%s (%s): %w", clip(s), clip(host), err)
+	if err != nil { // whose text may hold the value, and that is not the document's
+		return "", fmt.Errorf("%s: environment variable %s does not hold a host that can be asked: want host, or host[:port] where the document gives no port", clip(s), clip(name))
 	}
 	return address, nil
 }

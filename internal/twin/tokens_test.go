@@ -51,3 +51,22 @@ func TestParseManyTokens(t *testing.T) {
 		t.Errorf("%d tokens, %d lines, %v", len(set.ClientTokens), len(set.ScopeMaps["long"]), errs)
 	}
 }
+
+// TestDocumentReadsNoSecretOut: an endpoint that names the variable of a credential would send it to a resolver, and its
+// error to the twin.
+func TestDocumentReadsNoSecretOut(t *testing.T) {
+	for _, name := range []string{"ACR_REGISTRY_CONNECTION_STRING", "SYNC_TOKEN_PASSWORD", "AZURE_CLIENT_SECRET", "API_KEY", "MY_HOST"} {
+		for _, value := range []string{"hunter2", "hunter2;x=y", "hunter2 x"} {
+			endpoint, err := twin.ParseEndpoint("$"+name+":443", environment(name, value))
+			if name == "MY_HOST" && value == "hunter2" {
+				if err != nil || endpoint != "hunter2:443" {
+					t.Errorf("a variable with a host: %q, %v", endpoint, err)
+				}
+				continue
+			}
+			if err == nil || strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("%s: %q, %v", name, endpoint, err)
+			}
+		}
+	}
+}
