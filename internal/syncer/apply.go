@@ -63,6 +63,9 @@ func (s *Syncer) prepare(ctx context.Context, set Settings, l *listing, it itera
 	if it.verify {
 		p.fetch = append(p.fetch, s.incomplete(ctx, set, *l, local, p)...)
 	}
+	for i := range p.fetch {
+		p.fetch[i].mark = l.mark
+	}
 	if !it.asked {
 		p.fetch = slices.DeleteFunc(p.fetch, s.resting)
 	}
@@ -117,7 +120,7 @@ func (s *Syncer) fetchBatch(ctx context.Context, set Settings, wants []want, ofR
 			if w.err == nil {
 				w.err = s.bring(bctx, image{
 					repo: w.repo, tags: w.tags, platforms: platformsOf(set.Scope, *w), referrers: ofReferrers,
-					root: registry.Manifest{Descriptor: registry.Descriptor{Digest: w.digest}},
+					root: registry.Manifest{Descriptor: registry.Descriptor{Digest: w.digest}}, mark: w.mark,
 				})
 			}
 			w.done = w.err == nil

@@ -31,6 +31,7 @@ type image struct {
 	referrers referrersOf
 	depth     int                      // of referrers to referrers
 	followed  map[registry.Digest]bool // referrers of the image that were looked at; shared by all of them
+	mark      uint64                   // of before the parent told of the tags, see queueIndex
 }
 
 // graph is what belongs to an image.
@@ -72,7 +73,9 @@ func (s *Syncer) bring(ctx context.Context, img image) error {
 			return err
 		}
 	}
-	kept, err := s.store.CommitImage(ctx, complete)
+	kept, err := s.up.index.carryOut(ctx, complete, img.mark, func(image registry.Image) ([]string, error) {
+		return s.store.CommitImage(ctx, image)
+	})
 	if len(kept) > 0 {
 		s.o.Logger.Info("tags that were pushed here or are locked stay as they are", "repository", img.repo, "tags", strings.Join(kept, " "))
 	}

@@ -15,6 +15,7 @@ type listing struct {
 	gone      map[string][]string                   // repository -> tags that the parent says were removed
 	referrers []registry.Change                     // manifests that came to refer to another
 	broken    []brokenTag                           // tags that the parent has and cannot tell of
+	mark      uint64                                // of before the parent was asked, see queueIndex
 	failed    error                                 // why a part of the list is not here; nil when it is whole
 }
 
@@ -51,6 +52,7 @@ type want struct {
 	err   error // why it did not come
 	done  bool
 	index int
+	mark  uint64 // of the listing
 }
 
 // plan is what an iteration does.

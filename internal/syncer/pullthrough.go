@@ -186,6 +186,7 @@ func (p *pulls) manifest(ctx context.Context, repo string, ref registry.Referenc
 		if m, ok := p.known(repo, ref); ok {
 			return m, nil
 		}
+		mark := p.s.up.index.mark()
 		kind, err := p.s.probe(ctx, set)
 		if err != nil {
 			return registry.Manifest{}, p.failed(ctx, set, repo, err)
@@ -195,7 +196,7 @@ func (p *pulls) manifest(ctx context.Context, repo string, ref registry.Referenc
 		if err != nil {
 			return registry.Manifest{}, p.failed(ctx, set, repo, err)
 		}
-		return m, p.bring(set, kind, repo, ref, m)
+		return m, p.bring(set, kind, repo, ref, m, mark)
 	})
 }
 
@@ -230,7 +231,7 @@ func (p *pulls) known(repo string, ref registry.Reference) (registry.Manifest, b
 }
 
 // bring notes the manifest as on its way and starts bringing the image, in the background, at once.
-func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref registry.Reference, m registry.Manifest) error {
+func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref registry.Reference, m registry.Manifest, mark uint64) error {
 	refs, err := registry.ParseManifest(m.MediaType, m.Bytes)
 	if err != nil {
 		return err
@@ -249,7 +250,7 @@ func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref r
 	if under && ref.Tag == "" {
 		return nil
 	}
-	img := image{repo: repo, root: m, platforms: set.Scope.Platforms(repo, ref.Tag), referrers: p.s.referrers(set, kind, listing{})}
+	img := image{repo: repo, root: m, platforms: set.Scope.Platforms(repo, ref.Tag), referrers: p.s.referrers(set, kind, listing{}), mark: mark}
 	if ref.Tag != "" {
 		img.tags = []string{ref.Tag}
 	}

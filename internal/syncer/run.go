@@ -293,17 +293,22 @@ func interruptOn(ctx context.Context, interrupt context.CancelCauseFunc, sign <-
 
 // discover asks the parent what it has. While it waits for a change it can be interrupted.
 func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.ParentKind, all bool, poll time.Duration, wake <-chan struct{}) (listing, string, error) {
+	mark := s.up.index.mark()
 	if kind != registry.KindConnected {
 		l, err := s.discoverTags(ctx, set, kind, all)
+		l.mark = mark
 		return l, "", err
 	}
 	if poll == 0 {
-		return s.discoverChanges(ctx, set, 0)
+		l, cursor, err := s.discoverChanges(ctx, set, 0)
+		l.mark = mark
+		return l, cursor, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go interruptOn(ctx, cancel, wake)
 	l, cursor, err := s.discoverChanges(ctx, set, poll)
+	l.mark = mark
 	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
 		return l, "", errInterrupted
 	}

@@ -64,7 +64,7 @@ func newClimber(s *Syncer) *climber {
 		s: s, outbox: s.o.Outbox, flights: map[uint64]*flight{}, kick: make(chan struct{}),
 		ours: map[string]registry.Digest{}, had: map[registry.Digest]string{}, blobs: locks{held: map[registry.Digest]chan struct{}{}},
 	}
-	c.index = &queueIndex{c: c, tags: map[key]int{}, deleted: map[key]int{}, passed: map[key]bool{}}
+	c.index = &queueIndex{c: c, tags: map[key]int{}, deleted: map[key]int{}, passed: map[key]bool{}, left: map[key]uint64{}}
 	return c
 }
 

@@ -18,6 +18,46 @@ type queueIndex struct {
 	tags    map[key]int     // entries of a tag
 	deleted map[key]int     // entries that delete a manifest
 	passed  map[key]bool    // tags of which the parent's word was passed over
+
+	// What the parent said before an entry left is of before the change: it must not undo it.
+	commit sync.RWMutex   // held by those who carry out the parent's word, and by who takes an entry out
+	count  uint64         // entries that left
+	left   map[key]uint64 // which of them was the last of a tag
+	floor  uint64         // of entries up to here it is not known
+}
+
+// mark is to be taken before the parent is asked, for what is done with its answer.
+func (x *queueIndex) mark() uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.count
+}
+
+// isOld reports whether an answer of the parent is of before an entry of the tag left. The caller holds mu.
+func (x *queueIndex) isOld(k key, mark uint64) bool { return mark < x.floor || mark < x.left[k] }
+
+// carryOut moves tags by the parent's word of the given mark, without those whose entry left since.
+func (x *queueIndex) carryOut(ctx context.Context, image registry.Image, mark uint64, move func(registry.Image) ([]string, error)) ([]string, error) {
+	x.commit.RLock()
+	defer x.commit.RUnlock()
+	var old []string
+	x.mu.Lock()
+	image.Tags = slices.DeleteFunc(slices.Clone(image.Tags), func(tag string) bool {
+		if x.isOld(key{repo: image.Repository, tag: tag}, mark) {
+			old = append(old, tag)
+			return true
+		}
+		return false
+	})
+	x.mu.Unlock()
+	if len(old) == 0 {
+		return move(image)
+	}
+	if err := x.c.resync(ctx); err != nil || len(image.Tags) == 0 {
+		return old, err
+	}
+	kept, err := move(image)
+	return append(kept, old...), err
 }
 
 // read reads the outbox again if entries came since. The caller holds mu.
@@ -72,6 +112,13 @@ func (x *queueIndex) keeps(ctx context.Context, repo, tag string, d registry.Dig
 func (x *queueIndex) leave(e registry.OutboxEntry) (passed bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.count++; e.Tag != "" {
+		if len(x.left) >= maxKnown {
+			clear(x.left)
+			x.floor = x.count
+		}
+		x.left[key{repo: e.Repository, tag: e.Tag}] = x.count
+	}
 	take := func(from map[key]int, k key) {
 		if from[k]--; from[k] <= 0 {
 			delete(from, k)
@@ -94,6 +141,7 @@ func (x *queueIndex) yield(ctx context.Context, l *listing, local map[string][]r
 	x.mu.Lock()
 	x.changed = nil // entries may have been superseded
 	x.mu.Unlock()
+	again := false
 	for repo, tags := range l.tags {
 		here := byTag(local[repo])
 		for tag, d := range tags {
@@ -104,9 +152,18 @@ func (x *queueIndex) yield(ctx context.Context, l *listing, local map[string][]r
 			if err != nil {
 				return err
 			}
-			if kept {
+			x.mu.Lock()
+			old := x.isOld(key{repo: repo, tag: tag}, l.mark)
+			x.mu.Unlock()
+			if kept || old {
 				delete(tags, tag)
 			}
+			again = again || old
+		}
+	}
+	if again {
+		if err := x.c.resync(ctx); err != nil {
+			return err
 		}
 	}
 	for i := len(l.referrers) - 1; i >= 0; i-- {

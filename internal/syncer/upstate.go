@@ -156,10 +156,14 @@ func (c *climber) resync(ctx context.Context) error {
 
 // leave takes an entry out of the queue.
 func (c *climber) leave(ctx context.Context, e registry.OutboxEntry, how func(context.Context, uint64) error) error {
-	if err := how(ctx, e.Seq); err != nil {
+	c.index.commit.Lock()
+	err := how(ctx, e.Seq)
+	passed := err == nil && c.index.leave(e)
+	c.index.commit.Unlock()
+	if err != nil {
 		return local(err)
 	}
-	if c.index.leave(e) {
+	if passed {
 		return c.resync(ctx)
 	}
 	return nil

@@ -1,0 +1,103 @@
+package syncer_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+	"github.com/connected-registry/connected-registry/internal/syncer"
+)
+
+// TestBothDirections moves tags here and at the parent at random, with the parent away now and then, while both directions
+// run. In the end both sides are equal, whoever wins, and they stay so.
+func TestBothDirections(t *testing.T) {
+	rounds := 2
+	if many {
+		rounds = 40
+	}
+	images := make([]registrytest.Image, 6)
+	for i := range images {
+		images[i] = registrytest.NewImage(uint64(i+1), 20)
+	}
+	tags := []string{"a", "b", "c"}
+	for round := range rounds {
+		for _, conflict := range []registry.Conflict{registry.NewestWins, registry.ParentWins} {
+			t.Run(fmt.Sprint(conflict, " ", round), func(t *testing.T) {
+				rnd := rand.New(rand.NewPCG(uint64(round), 1))
+				p := newParent()
+				for _, tag := range tags {
+					push(t, p, "app", tag, images[0])
+				}
+				set := climbing(t, p, "app")
+				set.Conflict = conflict
+				f := newFloor(t, set, syncer.Options{ConfirmAfter: -1, Rand: func() float64 { return 0 }}, true)
+				var did []string
+				defer func() {
+					if t.Failed() {
+						t.Log(did)
+					}
+				}()
+				for range 60 {
+					tag, img := tags[rnd.IntN(len(tags))], images[rnd.IntN(len(images))]
+					what := rnd.IntN(9)
+					did = append(did, fmt.Sprintf("%d %s %.12s", what, tag, img.Digest[7:]))
+					switch what {
+					case 0, 1, 2:
+						f.push(tag, img)
+					case 3:
+						_ = f.store.DeleteTag(t.Context(), "app", tag) // it may not be there
+					case 4, 5:
+						push(t, p, "app", tag, img)
+					case 6:
+						p.set(func(p *parent) { p.away = away })
+					case 7:
+						p.set(func(p *parent) { p.away = nil })
+						f.retry()
+					case 8:
+						_ = f.Sync(t.Context()) // the parent may be away
+					}
+				}
+				p.set(func(p *parent) { p.away = nil })
+				settle := func() {
+					f.retry()
+					f.empty()
+					if err := f.Sync(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				differ := func() (list []string) {
+					for _, tag := range tags {
+						here, there := stands(t, f.store, tag), stands(t, p.Registry, tag)
+						if here != there {
+							list = append(list, fmt.Sprintf("%s is %s here and %s there", tag, here, there))
+						}
+					}
+					return list
+				}
+				settle()
+				defer func() {
+					if t.Failed() {
+						t.Log(differ())
+					}
+				}()
+				f.until("both sides are equal", func() bool { return len(differ()) == 0 })
+				before := map[string]registry.Digest{}
+				for _, tag := range tags {
+					before[tag] = stands(t, p.Registry, tag)
+				}
+				for range 3 {
+					settle()
+					time.Sleep(10 * time.Millisecond)
+				}
+				for _, tag := range tags {
+					if got := stands(t, p.Registry, tag); got != before[tag] || len(differ()) != 0 {
+						t.Errorf("%s moved from %s to %s: %v", tag, before[tag], got, differ())
+					}
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,190 @@
+package nested
+
+import (
+	"encoding/base64"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/module"
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/test/cloud"
+	"github.com/connected-registry/connected-registry/test/linkproxy"
+)
+
+// newFloor is newSite with layers that take pushes. The clouds of these tests do not lose power.
+func newFloor(t *testing.T, k kind, layers int, scope string) *site {
+	t.Helper()
+	s := newSite(t, k.start(t), layers, scope)
+	for _, l := range s.layers {
+		l.doc["mode"] = "ReadWrite"
+		l.options = func(o *module.Options) { o.ConfirmAfter = -1 }
+	}
+	return s
+}
+
+// arrives waits until a reference is in the cloud with the digest.
+func (s *site) arrives(repo, ref, digest string) {
+	s.t.Helper()
+	s.bottom().until(repo+":"+ref+" is in the cloud", func() bool {
+		return ask(s.t, s.cloud, http.MethodHead, "/v2/"+repo+"/manifests/"+ref, nil).header.Get("Docker-Content-Digest") == digest
+	})
+}
+
+// drained waits until no layer has anything left to send.
+func (s *site) drained() {
+	s.t.Helper()
+	for _, l := range slices.Backward(s.layers) { // what left one is in the next
+		l.untilStatus("its outbox is empty", func(st registry.Status) bool {
+			return st.Outbox != nil && st.Outbox.Pending+st.Outbox.Expired+st.Outbox.Refused == 0
+		})
+	}
+}
+
+// TestClimb pushes one of each kind of content at the bottom while every link is away, brings the links back one by one,
+// and finds the same in the cloud.
+func TestClimb(t *testing.T) {
+	eachKind(t, func(t *testing.T, k kind) {
+		s := newFloor(t, k, 3, k.all)
+		s.cut(linkproxy.Plan{Fault: linkproxy.Refuse})
+		s.start()
+		refs, subject := everything(t, s.bottom().addr)
+		for i := len(s.links) - 1; i >= 0; i-- { // each hop by itself: the layer above has nobody to ask
+			must(t, s.links[i].Set(linkproxy.Plan{}))
+			_ = module.Control(t.Context(), s.layers[i].dir+"/data", http.MethodPost, "/methods/outboxRetry", map[string]bool{"all": true}, &struct{}{})
+			s.layers[i].untilStatus("its outbox is empty", func(st registry.Status) bool { return st.Outbox.Pending == 0 })
+		}
+		s.drained()
+		for _, l := range s.layers {
+			same(t, s.cloud, l.addr, refs...)
+			got, err := cloud.Referrers(t.Context(), s.cloud, "acme/app", subject)
+			must(t, err)
+			if len(got) != 1 {
+				t.Errorf("%d referrers in the cloud", len(got))
+			}
+		}
+	})
+}
+
+// TestClimbBytes counts what goes up each link for two repositories with a base in common, cut every so often.
+func TestClimbBytes(t *testing.T) {
+	eachKind(t, func(t *testing.T, k kind) {
+		s := newFloor(t, k, 3, "acme/app acme/tool")
+		s.start()
+		base, err := cloud.Layer("base", 6*unit)
+		must(t, err)
+		var unique cloud.Unique
+		digests := map[string]string{}
+		for _, ref := range []string{"acme/app:1", "acme/tool:1", "acme/app:2"} {
+			top, err := cloud.Layer(ref, unit)
+			must(t, err)
+			img, err := cloud.Image(base, top)
+			must(t, err)
+			_, err = unique.Image(img)
+			must(t, err)
+			digests[ref] = push(t, s.bottom().addr, ref, img)
+		}
+		for ref, d := range digests {
+			s.arrives(ref[:len(ref)-2], ref[len(ref)-1:], d)
+		}
+		s.drained()
+		for i, link := range s.links {
+			r := float64(link.Counters().Up) / float64(unique.Bytes())
+			t.Logf("link above %s: %9d bytes up, %9d unique, ratio %.4f", s.layers[i].name, link.Counters().Up, unique.Bytes(), r)
+			if r > ratio || r < 1 {
+				t.Errorf("ratio %.4f over the link above %s, want 1 to %.2f", r, s.layers[i].name, ratio)
+			}
+		}
+		same(t, s.cloud, s.bottom().addr, "acme/app:1", "acme/app:2", "acme/tool:1")
+	})
+}
+
+// TestTwoFloors has two registries below one parent push the same tag: all end with the same one of them.
+func TestTwoFloors(t *testing.T) {
+	eachKind(t, func(t *testing.T, k kind) {
+		s := newFloor(t, k, 2, "acme/app")
+		other := newNode(t, "other", s.layers[0].addr)
+		other.doc["mode"], other.doc["repositories"] = "ReadWrite", map[string]string{"all": "acme/app"}
+		other.options = s.bottom().options
+		s.start()
+		other.start()
+		for range 3 {
+			push(t, s.bottom().addr, "acme/app:v", image(t, 5000, "mine", time.Now().String()))
+			push(t, other.addr, "acme/app:v", image(t, 5000, "theirs", time.Now().String()))
+		}
+		head := func(addr string) string {
+			return ask(t, addr, http.MethodHead, "/v2/acme/app/manifests/v", nil).header.Get("Docker-Content-Digest")
+		}
+		s.drained()
+		s.bottom().until("all have the same", func() bool {
+			d := head(s.cloud)
+			return d != "" && d == head(s.layers[0].addr) && d == head(s.bottom().addr) && d == head(other.addr)
+		})
+		s.drained()
+		d := head(s.cloud)
+		for range 20 { // it stays so
+			if got := []string{head(s.cloud), head(s.layers[0].addr), head(s.bottom().addr), head(other.addr)}; got[0] != d || got[1] != d || got[2] != d || got[3] != d {
+				t.Fatalf("the tag moved: %v", got)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+}
+
+// TestClimbDeletes removes at the bottom what is in the cloud.
+func TestClimbDeletes(t *testing.T) {
+	eachKind(t, func(t *testing.T, k kind) {
+		s := newFloor(t, k, 2, "acme/app")
+		for _, l := range s.layers { // without a token nobody deletes
+			l.doc["scopeMaps"] = map[string]string{"all": "repositories/*/content/read repositories/*/content/write repositories/*/content/delete " +
+				"repositories/*/metadata/read repositories/*/metadata/write"}
+			l.doc["clientTokens"] = map[string]any{"floor": map[string]string{"scopeMap": "all", "password1": string(sum([]byte("open sesame")))}}
+		}
+		s.bottom().options = func(o *module.Options) {
+			o.ConfirmAfter = -1
+			o.Lookup = func(name string) (string, bool) {
+				if name != "ACR_REGISTRY_CONNECTION_STRING" {
+					return "", false
+				}
+				return "ConnectedRegistryName=layer4;SyncTokenName=floor;SyncTokenPassword=open sesame;ParentGatewayEndpoint=" + s.links[1].Addr() +
+					";ParentEndpointProtocol=http", true
+			}
+		}
+		img := image(t, 5000, "a")
+		digest := push(t, s.cloud, "acme/app:1", img)
+		push(t, s.cloud, "acme/app:2", img)
+		s.start()
+		s.bottom().has("acme/app", "1", digest)
+		s.bottom().has("acme/app", "2", digest)
+		header := map[string]string{"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("floor:open sesame"))}
+		if a := ask(t, s.bottom().addr, http.MethodDelete, "/v2/acme/app/manifests/2", header); a.status != http.StatusAccepted {
+			t.Fatalf("%d: %s", a.status, a.body)
+		}
+		s.drained()
+		if a := ask(t, s.cloud, http.MethodHead, "/v2/acme/app/manifests/2", nil); a.status != http.StatusNotFound {
+			t.Errorf("the tag is in the cloud: %d", a.status)
+		}
+		s.arrives("acme/app", "1", digest)
+	})
+}
+
+// TestTagInPlace moves a tag of an image that only the parent has to another name, as clients do: it takes the manifest
+// and puts it back.
+func TestTagInPlace(t *testing.T) {
+	eachKind(t, func(t *testing.T, k kind) {
+		s := newFloor(t, k, 1, "acme/app")
+		s.bottom().schedule(never(), "PT1H")
+		s.start()
+		if _, err := s.bottom().sync(); err != nil {
+			t.Log(err) // the repository comes later
+		}
+		digest := push(t, s.cloud, "acme/app:1", image(t, 5_000_000, "a"))
+		m := s.bottom().ask(http.MethodGet, "/v2/acme/app/manifests/1")
+		if m.status != http.StatusOK {
+			t.Fatalf("%d: %s", m.status, m.body)
+		}
+		must(t, putManifest(t.Context(), http.DefaultClient, s.bottom().addr, "acme/app", "again", m.header.Get("Content-Type"), m.body))
+		s.arrives("acme/app", "again", digest)
+	})
+}
