@@ -24,6 +24,15 @@ func newFloor(t *testing.T, k kind, layers int, scope string) *site {
 	return s
 }
 
+// startFloor runs all layers, and waits until they take pushes.
+func (s *site) startFloor() {
+	s.t.Helper()
+	s.start()
+	for _, l := range s.layers {
+		l.untilStatus("it takes pushes", func(st registry.Status) bool { return st.Mode == registry.ReadWrite })
+	}
+}
+
 // arrives waits until a reference is in the cloud with the digest.
 func (s *site) arrives(repo, ref, digest string) {
 	s.t.Helper()
@@ -48,7 +57,7 @@ func TestClimb(t *testing.T) {
 	eachKind(t, func(t *testing.T, k kind) {
 		s := newFloor(t, k, 3, k.all)
 		s.cut(linkproxy.Plan{Fault: linkproxy.Refuse})
-		s.start()
+		s.startFloor()
 		refs, subject := everything(t, s.bottom().addr)
 		for i := len(s.links) - 1; i >= 0; i-- { // each hop by itself: the layer above has nobody to ask
 			must(t, s.links[i].Set(linkproxy.Plan{}))
@@ -71,7 +80,7 @@ func TestClimb(t *testing.T) {
 func TestClimbBytes(t *testing.T) {
 	eachKind(t, func(t *testing.T, k kind) {
 		s := newFloor(t, k, 3, "acme/app acme/tool")
-		s.start()
+		s.startFloor()
 		base, err := cloud.Layer("base", 6*unit)
 		must(t, err)
 		var unique cloud.Unique
@@ -107,8 +116,9 @@ func TestTwoFloors(t *testing.T) {
 		other := newNode(t, "other", s.layers[0].addr)
 		other.doc["mode"], other.doc["repositories"] = "ReadWrite", map[string]string{"all": "acme/app"}
 		other.options = s.bottom().options
-		s.start()
+		s.startFloor()
 		other.start()
+		other.untilStatus("it takes pushes", func(st registry.Status) bool { return st.Mode == registry.ReadWrite })
 		for range 3 {
 			push(t, s.bottom().addr, "acme/app:v", image(t, 5000, "mine", time.Now().String()))
 			push(t, other.addr, "acme/app:v", image(t, 5000, "theirs", time.Now().String()))
@@ -154,7 +164,7 @@ func TestClimbDeletes(t *testing.T) {
 		img := image(t, 5000, "a")
 		digest := push(t, s.cloud, "acme/app:1", img)
 		push(t, s.cloud, "acme/app:2", img)
-		s.start()
+		s.startFloor()
 		s.bottom().has("acme/app", "1", digest)
 		s.bottom().has("acme/app", "2", digest)
 		header := map[string]string{"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("floor:open sesame"))}
@@ -175,7 +185,7 @@ func TestTagInPlace(t *testing.T) {
 	eachKind(t, func(t *testing.T, k kind) {
 		s := newFloor(t, k, 1, "acme/app")
 		s.bottom().schedule(never(), "PT1H")
-		s.start()
+		s.startFloor()
 		if _, err := s.bottom().sync(); err != nil {
 			t.Log(err) // the repository comes later
 		}
