@@ -166,7 +166,7 @@ func TestRot(t *testing.T) {
 		}
 	}
 	t.Logf("of %d damages %d were noticed, %d hit nothing that is in use, and %d lost something", n, noticed, harmless, lost)
-	if noticed < n/3 {
+	if noticed < n/4 {
 		t.Error("that are too few")
 	}
 }
