@@ -23,7 +23,7 @@ var kinds = []*kind{
 	{name: "pull", weight: 8, layer: true, content: true, do: (*world).pull},
 	{name: "crowd", weight: 3, layer: true, content: true, do: (*world).crowd},
 	{name: "push", weight: 9, layer: true, content: true, do: (*world).push},
-	{name: "slow push", weight: 1, layer: true, content: true, do: (*world).slowPush},
+	{name: "slow push", weight: 3, layer: true, content: true, do: (*world).slowPush},
 	{name: "untag", weight: 2, layer: true, content: true, do: (*world).untag},
 	{name: "delete", weight: 2, layer: true, content: true, do: (*world).remove},
 	{name: "sync", weight: 3, layer: true, do: (*world).sync},
@@ -186,7 +186,7 @@ func (w *world) pushed(s step, a artifact, v verdict, err error) string {
 }
 
 // slowPush is a client that pushes its layers, comes back the next day, finds them there and goes on. Between its
-// question and the manifest garbage is collected.
+// question and the manifest garbage is collected. Mostly the day is one of the wall clock alone, which costs nothing.
 func (w *world) slowPush(s step) string {
 	l, by, repo, tag := w.layers[s.layer], w.floor[s.layer], repositories[s.repo], tags[s.tag]
 	if l.mode == registry.ReadOnly {
@@ -200,7 +200,11 @@ func (w *world) slowPush(s step) string {
 				return w.pushed(s, a, v, err)
 			}
 		}
-		time.Sleep(wait)
+		if s.n%4 == 0 {
+			time.Sleep(wait)
+		} else {
+			l.jump(wait)
+		}
 	}
 	w.method(l, "gc")
 	for i, m := range a.manifests {
