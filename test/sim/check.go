@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -119,46 +117,6 @@ func (l *layer) readable(s *store.Store, repo string, b registry.Descriptor) err
 	return nil
 }
 
-// checkAcknowledged looks for what clients of a layer were told to be there.
-func (w *world) checkAcknowledged(i int, l *layer, s *store.Store) error {
-	own := w.own[i]
-	for _, name := range slices.Sorted(maps.Keys(own.manifests)) {
-		repo, d, _ := strings.Cut(name, "@")
-		if err := l.complete(s, repo, registry.Digest(d)); err != nil {
-			return fmt.Errorf("acknowledged and lost: %s: %w", name, err)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(own.tags)) {
-		repo, tag, _ := strings.Cut(name, ":")
-		list, err := s.TagStates(context.Background(), repo)
-		if err != nil {
-			return err
-		}
-		now := registry.LocalTag{}
-		if at := slices.IndexFunc(list, func(t registry.LocalTag) bool { return t.Tag == tag }); at >= 0 {
-			now = list[at]
-		}
-		if either := own.tags[name]; w.parents(i, name, either) && !now.Pushed {
-			delete(own.tags, name) // it is the parent's too: it follows the parent
-		} else if !slices.Contains(either, now.Digest) && !slices.Contains(either, "") {
-			return fmt.Errorf("%s was acknowledged as %v and is %q, pushed here: %v", name, either, now.Digest, now.Pushed)
-		}
-	}
-	return nil
-}
-
-// parents reports whether somebody above pushed one of these to the tag, too.
-func (w *world) parents(i int, name string, either []registry.Digest) bool {
-	for _, d := range either {
-		for _, above := range w.pushedAt[:i+1] {
-			if above[name][d] {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // account notes which blobs came and went, for what the links may carry.
 func (w *world) account(i int, l *layer) {
 	for d := range w.blobs {
@@ -186,121 +144,6 @@ func (w *world) holds(l *layer, repo, tag string) bool {
 	}
 	d, err := s.ResolveManifest(context.Background(), repo, registry.TagReference(tag))
 	return err == nil && l.complete(s, repo, d.Digest) == nil
-}
-
-// settle mends all that is broken and waits until each layer has what its parent has.
-func (w *world) settle(step) string {
-	w.heal()
-	limit := time.Minute
-	for _, l := range w.layers {
-		limit += l.round + 20*time.Minute
-	}
-	began := time.Now()
-	var left string
-	for pause := 100 * time.Millisecond; time.Since(began) < limit; pause = min(2*pause, 20*time.Second) {
-		if left = w.difference(); left == "" {
-			return "after " + time.Since(began).Round(100*time.Millisecond).String()
-		}
-		time.Sleep(pause)
-	}
-	w.failf("all is well since %v, and %s", limit, left)
-	return "never"
-}
-
-// heal mends links and disks, and starts what does not run.
-func (w *world) heal() {
-	for _, l := range w.layers {
-		l.volume.arm(0, crashKill)
-		l.volume.set(false, false)
-		l.down = 0
-		w.net.change(l.name, l.parent, func(k *link) {
-			k.mode, k.rate, k.latency, k.cutAfter = linkUp, 0, 5*time.Millisecond, 0
-		})
-	}
-	w.reap()
-	for _, l := range w.layers {
-		if !l.running.wait(l.running.ready) {
-			w.failf("%s is not ready %v after all was healed", l.name, readiness)
-		}
-	}
-}
-
-// difference is the first thing in which a layer differs from its parent; empty when all agree.
-func (w *world) difference() string {
-	above := w.cloudTags
-	for i, l := range w.layers {
-		here := map[string]map[string]registry.LocalTag{}
-		for _, repo := range repositories {
-			here[repo] = map[string]registry.LocalTag{}
-		}
-		err := eachTag(l.content(), func(repo string, t registry.LocalTag) error {
-			here[repo][t.Tag] = t
-			return nil
-		})
-		if err != nil {
-			return l.name + ": " + err.Error()
-		}
-		if d := w.differs(i, l, above, here); d != "" {
-			return d
-		}
-		if d := w.referrers(i, l, above); d != "" {
-			return d
-		}
-		above = map[string]map[string]registry.Digest{}
-		for repo, list := range here {
-			above[repo] = map[string]registry.Digest{}
-			for tag, t := range list {
-				above[repo][tag] = t.Digest
-			}
-		}
-	}
-	return ""
-}
-
-// differs compares the tags of a layer with those of its parent.
-func (w *world) differs(i int, l *layer, above map[string]map[string]registry.Digest, here map[string]map[string]registry.LocalTag) string {
-	scope := l.rules()
-	for _, repo := range repositories {
-		for tag, d := range above[repo] {
-			t, ok := here[repo][tag]
-			if scope.MatchTag(repo, tag) && !t.Pushed && !w.own[i].dropped[repo+":"+tag] && (!ok || t.Digest != d) {
-				return fmt.Sprintf("%s:%s is %s at the parent of %s, which has %q", repo, tag, d, l.name, t.Digest)
-			}
-		}
-		for tag, t := range here[repo] {
-			if _, ok := above[repo][tag]; l.mode == registry.ReadOnly && !t.Pushed && !(ok && scope.MatchTag(repo, tag)) {
-				return fmt.Sprintf("%s still has %s:%s, which its parent has not or which is out of scope", l.name, repo, tag)
-			}
-		}
-	}
-	return ""
-}
-
-// referrers looks whether what the cloud's referrers tell of a tag of the cloud came down to a layer.
-func (w *world) referrers(i int, l *layer, above map[string]map[string]registry.Digest) string {
-	if !w.plan.connected {
-		return ""
-	}
-	for name, list := range w.about {
-		repo, subject, _ := strings.Cut(name, "@")
-		tagged := false
-		for tag, d := range above[repo] {
-			tagged = tagged || d.String() == subject && l.rules().MatchTag(repo, tag)
-		}
-		if !tagged {
-			continue
-		}
-		got, err := l.content().Referrers(context.Background(), repo, registry.Digest(subject), "")
-		if err != nil {
-			return err.Error()
-		}
-		for _, want := range list {
-			if !slices.ContainsFunc(got, func(d registry.Descriptor) bool { return d.Digest == want }) {
-				return fmt.Sprintf("%s lacks %s, which refers to %s", l.name, want, name)
-			}
-		}
-	}
-	return ""
 }
 
 // finish heals, waits, and looks at all from outside.

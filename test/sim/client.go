@@ -150,6 +150,31 @@ func (c *client) drop(repo, ref string) (verdict, error) {
 	return r.verdict(err), r.explain(err)
 }
 
+// resolve returns the digest of a reference; false when there is none.
+func (c *client) resolve(repo, ref string) (registry.Digest, bool) {
+	r, err := c.ask(http.MethodHead, "/v2/"+repo+"/manifests/"+ref, "", nil)
+	return registry.Digest(r.header.Get("Docker-Content-Digest")), err == nil && r.status == http.StatusOK
+}
+
+// list returns the tags of a repository.
+func (c *client) list(repo string) (map[string]registry.Digest, error) {
+	r, err := c.ask(http.MethodGet, "/v2/"+repo+"/tags/list", "", nil)
+	all := map[string]registry.Digest{}
+	if err != nil || r.status == http.StatusNotFound {
+		return all, err
+	}
+	var doc struct{ Tags []string }
+	if err := json.Unmarshal(r.body, &doc); err != nil {
+		return nil, fmt.Errorf("%d: %s: %w", r.status, r.body, err)
+	}
+	for _, tag := range doc.Tags {
+		if d, ok := c.resolve(repo, tag); ok {
+			all[tag] = d
+		}
+	}
+	return all, nil
+}
+
 // tree is what a pull found: the root, and how long the slowest answer took.
 type tree struct {
 	root    registry.Digest

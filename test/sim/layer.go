@@ -115,12 +115,12 @@ func (l *layer) configure() {
 		"transfer":     map[string]any{"parallel": 1 + l.seed%4},
 		"serve":        map[string]any{"pullThrough": l.pull},
 		"scopeMaps": map[string]string{"all": "repositories/*/content/read repositories/*/content/write repositories/*/content/delete " +
-			"repositories/*/metadata/read repositories/*/metadata/write"},
+			"repositories/*/metadata/read repositories/*/metadata/write" + gateways()},
 		"clientTokens":      map[string]any{"floor": map[string]string{"scopeMap": "all", "password1": digestOf([]byte("open sesame")).String()}},
 		"garbageCollection": map[string]any{"enabled": true, "schedule": "0 */6 * * *"},
 	}
 	if l.parent != "" {
-		sync := map[string]any{"schedule": l.cron}
+		sync := map[string]any{"schedule": l.cron, "messageTtl": "P90D"}
 		if l.cron != "* * * * *" {
 			sync["syncWindow"] = "PT1H"
 		}
@@ -131,6 +131,16 @@ func (l *layer) configure() {
 		panic(fmt.Sprintf("the configuration of a test: %v", err))
 	}
 	l.source.set(body)
+}
+
+// gateways are the permissions of all layers on each other's.
+func gateways() (lines string) {
+	for i := range layers {
+		for _, a := range []registry.Action{registry.ConfigRead, registry.ConfigWrite, registry.MessageRead, registry.MessageWrite} {
+			lines += fmt.Sprintf(" gateway/layer%d/%s", top-i, a)
+		}
+	}
+	return lines
 }
 
 // start runs the registry and waits until it answers from its store; false when that takes longer than readiness, as it
@@ -155,6 +165,7 @@ func (l *layer) start() bool {
 			defer chanceMu.Unlock()
 			return chance.Float64()
 		},
+		Lookup:        l.lookup,
 		ListenNet:     func(_ context.Context, _, addr string) (net.Listener, error) { return l.net.listen(addr) },
 		ListenControl: func(context.Context) (net.Listener, error) { return l.net.listen(l.name + "-control") },
 		Dial:          l.net.dialer(l.name),
@@ -171,6 +182,15 @@ func (l *layer) start() bool {
 	go func() { p.done <- module.Run(ctx, o) }()
 	l.running = p
 	return p.wait(p.ready)
+}
+
+// lookup is the environment: the layer's credential for its parent.
+func (l *layer) lookup(name string) (string, bool) {
+	if name != twin.EnvConnectionString || l.parent == "" {
+		return "", false
+	}
+	return "ConnectedRegistryName=" + l.name + ";SyncTokenName=floor;SyncTokenPassword=open sesame;ParentGatewayEndpoint=" + l.parent +
+		":5000;ParentEndpointProtocol=http", true
 }
 
 // wait waits for a sign of the process, or until there is something wrong with it.

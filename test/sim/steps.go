@@ -49,20 +49,19 @@ func (w *world) cloudPush(s step) string {
 	if v != done {
 		w.failf("the cloud did not take %s:%s: %v", repo, tag, err)
 	}
-	w.cloudTags[repo][tag] = a.root()
-	w.cloudHas[repo][a.root()] = a
+	w.wrote(0, repo, tag, a.root())
 	return short(a.root())
 }
 
 // cloudReferrer says something about what a tag of the cloud is.
 func (w *world) cloudReferrer(s step) string {
 	repo, tag := repositories[s.repo], tags[s.tag]
-	d, ok := w.cloudTags[repo][tag]
-	if !ok {
+	r, err := w.desk.ask(http.MethodGet, "/v2/"+repo+"/manifests/"+tag, "", nil)
+	if err != nil || r.status != http.StatusOK {
 		return "no tag"
 	}
-	of := w.cloudHas[repo][d]
-	a := w.content.referrer(s.n, of.manifests[len(of.manifests)-1])
+	d := digestOf(r.body)
+	a := w.content.referrer(s.n, manifest{r.header.Get("Content-Type"), r.body})
 	w.record(0, repo, "", a)
 	if v, err := w.desk.push(repo, "", a); v != done {
 		w.failf("the cloud did not take a referrer: %v", err)
@@ -76,20 +75,20 @@ func (w *world) cloudReferrer(s step) string {
 // cloudUntag takes a tag away.
 func (w *world) cloudUntag(s step) string {
 	repo, tag := repositories[s.repo], tags[s.tag]
-	if _, ok := w.cloudTags[repo][tag]; !ok {
+	if _, ok := w.desk.resolve(repo, tag); !ok {
 		return "no tag"
 	}
 	if v, err := w.desk.drop(repo, tag); v != done {
 		w.failf("the cloud did not untag %s:%s: %v", repo, tag, err)
 	}
-	delete(w.cloudTags[repo], tag)
+	w.wrote(0, repo, tag, "")
 	return ""
 }
 
 // cloudDelete takes a manifest away with all tags on it.
 func (w *world) cloudDelete(s step) string {
 	repo, tag := repositories[s.repo], tags[s.tag]
-	d, ok := w.cloudTags[repo][tag]
+	d, ok := w.desk.resolve(repo, tag)
 	if !ok {
 		return "no tag"
 	}
@@ -97,11 +96,7 @@ func (w *world) cloudDelete(s step) string {
 		w.failf("the cloud did not delete %s@%s: %v", repo, d, err)
 	}
 	delete(w.about, repo+"@"+d.String())
-	for tag, other := range w.cloudTags[repo] {
-		if other == d {
-			delete(w.cloudTags[repo], tag)
-		}
-	}
+	w.deleted(repo, d)
 	return short(d)
 }
 
@@ -175,7 +170,9 @@ func (w *world) pushed(s step, a artifact, v verdict, err error) string {
 		}
 		own.tags[repo+":"+tag] = []registry.Digest{a.root()}
 		own.manifests[repo+"@"+a.root().String()] = true
+		w.wrote(s.layer+1, repo, tag, a.root())
 	case unknown:
+		w.unsure(s.layer+1, repo, tag, a.root())
 		own.tags[repo+":"+tag] = append(own.either(repo+":"+tag), a.root())
 	case refused:
 		if l.mode == registry.ReadWrite && l.isReady() {
@@ -224,31 +221,41 @@ func (w *world) slowPush(s step) string {
 func (w *world) untag(s step) string {
 	repo, tag := repositories[s.repo], tags[s.tag]
 	v, err := w.floor[s.layer].drop(repo, tag)
-	return w.dropped(s, v, err, func(own *acknowledged) {
-		delete(own.tags, repo+":"+tag)
-		own.dropped[repo+":"+tag] = true
-	})
+	switch v {
+	case done:
+		w.wrote(s.layer+1, repo, tag, "")
+	case unknown:
+		w.unsure(s.layer+1, repo, tag, "")
+	case refused:
+	}
+	return w.dropped(s, v, err, func(own *acknowledged) { delete(own.tags, repo+":"+tag) })
 }
 
 // remove takes away what a tag of a layer points at.
 func (w *world) remove(s step) string {
 	repo, tag := repositories[s.repo], tags[s.tag]
-	own := w.own[s.layer]
-	either := own.tags[repo+":"+tag]
-	if len(either) == 0 {
+	either := w.own[s.layer].tags[repo+":"+tag]
+	if len(either) == 0 || either[0] == "" {
 		return "no tag"
 	}
 	d := either[0]
 	v, err := w.floor[s.layer].drop(repo, d.String())
-	return w.dropped(s, v, err, func(own *acknowledged) {
+	return w.dropped(s, v, err, func(*acknowledged) { w.deleted(repo, d) })
+}
+
+// deleted forgets a manifest that somebody deleted somewhere: when and where else it goes depends on who hears of it
+// first.
+func (w *world) deleted(repo string, d registry.Digest) {
+	w.mixed[repo] = true
+	delete(w.atCloud, repo+"@"+d.String())
+	for _, own := range w.own {
 		delete(own.manifests, repo+"@"+d.String())
 		for name, either := range own.tags {
 			if strings.HasPrefix(name, repo+":") && slices.Contains(either, d) {
 				delete(own.tags, name)
-				own.dropped[name] = true
 			}
 		}
-	})
+	}
 }
 
 // dropped notes what a client was told; what nobody told may be or not be.
@@ -308,7 +315,7 @@ func (w *world) configure(s step) string {
 		switch {
 		case l.mode == registry.ReadOnly && (s.layer == 0 || w.layers[s.layer-1].mode == registry.ReadWrite):
 			l.mode = registry.ReadWrite
-		case l.mode == registry.ReadWrite && (s.layer == layers-1 || w.layers[s.layer+1].mode == registry.ReadOnly):
+		case l.mode == registry.ReadWrite && (s.layer == layers-1 || w.layers[s.layer+1].mode == registry.ReadOnly) && w.drained(s.layer+1):
 			l.mode = registry.ReadOnly
 		}
 	}

@@ -29,18 +29,20 @@ type world struct {
 	content *content
 	began   time.Time
 
-	history   map[string]map[registry.Digest]bool             // by repository:tag: all that it ever was anywhere
-	pushedAt  [1 + layers]map[string]map[registry.Digest]bool // the same, of the cloud and of each layer
-	about     map[string][]registry.Digest                    // referrers in the cloud, by repository@subject
-	cloudTags map[string]map[string]registry.Digest
-	cloudHas  map[string]map[registry.Digest]artifact
-	own       [layers]*acknowledged
-	events    [layers]int  // what may have cost bytes of the link above a layer
-	losses    [layers]int  // those of them that may have cost all that was on its way
-	refetch   [layers]bool // its disk refused to sync: what was fetched is not believed, and fetched again and again
-	absent    [layers]map[registry.Digest]int
-	present   [layers]map[registry.Digest]bool
-	blobs     map[registry.Digest]int // size of each
+	history  map[string]map[registry.Digest]bool             // by repository:tag: all that it ever was anywhere
+	pushedAt [1 + layers]map[string]map[registry.Digest]bool // the same, of the cloud and of each layer
+	about    map[string][]registry.Digest                    // referrers in the cloud, by repository@subject
+	atCloud  map[string]bool                                 // by repository@digest: seen there
+	writes   map[string]*writes                              // by repository:tag: since all agreed the last time
+	mixed    map[string]bool                                 // repositories in which somebody deleted since then
+	agreed   map[string]registry.Digest
+	own      [layers]*acknowledged
+	events   [layers]int  // what may have cost bytes of the link above a layer
+	losses   [layers]int  // those of them that may have cost all that was on its way
+	refetch  [layers]bool // its disk refused to sync: what was fetched is not believed, and fetched again and again
+	absent   [layers]map[registry.Digest]int
+	present  [layers]map[registry.Digest]bool
+	blobs    map[registry.Digest]int // size of each
 
 	trace    []string
 	failures []string
@@ -50,7 +52,6 @@ type world struct {
 type acknowledged struct {
 	manifests map[string]bool              // by repository@digest
 	tags      map[string][]registry.Digest // by repository:tag: it is one of these; an empty digest is anything
-	dropped   map[string]bool              // by repository:tag: taken away here, whatever the parent has
 }
 
 // either are the possible values of a tag, before another is added by a push of which nobody told the result.
@@ -85,14 +86,12 @@ func (c crash) String() string {
 func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, error) {
 	w := &world{
 		plan: p, net: newNetwork(), content: newContent(p.seed), began: time.Now(), close: func() {},
-		history: map[string]map[registry.Digest]bool{}, cloudTags: map[string]map[string]registry.Digest{},
-		about: map[string][]registry.Digest{}, cloudHas: map[string]map[registry.Digest]artifact{}, blobs: map[registry.Digest]int{},
+		history: map[string]map[registry.Digest]bool{}, atCloud: map[string]bool{},
+		writes: map[string]*writes{}, mixed: map[string]bool{}, agreed: map[string]registry.Digest{},
+		about: map[string][]registry.Digest{}, blobs: map[registry.Digest]int{},
 	}
 	for i := range w.pushedAt {
 		w.pushedAt[i] = map[string]map[registry.Digest]bool{}
-	}
-	for _, repo := range repositories {
-		w.cloudTags[repo], w.cloudHas[repo] = map[string]registry.Digest{}, map[registry.Digest]artifact{}
 	}
 	if err := w.startCloud(base, log); err != nil {
 		return w, err
@@ -107,7 +106,7 @@ func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, 
 		l.parent, l.seed = parent, p.seed*8+uint64(i)
 		l.mode, l.scope, l.cron, l.round, l.pull = p.mode(i), scopes[p.scope[i]], crons[p.cron[i]], rounds[p.cron[i]], p.pull
 		l.configure()
-		w.own[i] = &acknowledged{manifests: map[string]bool{}, tags: map[string][]registry.Digest{}, dropped: map[string]bool{}}
+		w.own[i] = &acknowledged{manifests: map[string]bool{}, tags: map[string][]registry.Digest{}}
 		w.absent[i], w.present[i] = map[registry.Digest]int{}, map[registry.Digest]bool{}
 		w.layers, parent = append(w.layers, l), l.name
 		w.floor = append(w.floor, w.net.client("floor", l.name))

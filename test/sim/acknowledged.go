@@ -1,0 +1,151 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/store"
+)
+
+// writes is who changed a tag since all agreed on it, and what it may be now if nobody else does.
+type writes struct {
+	place  int               // 0 is the cloud
+	others bool              // several places did: then the last that is delivered wins
+	either []registry.Digest // empty digest: no tag
+}
+
+// wrote notes a change of a tag that was acknowledged at a place; an empty digest takes the tag away.
+func (w *world) wrote(place int, repo, tag string, d registry.Digest) {
+	w.write(place, repo+":"+tag).either = []registry.Digest{d}
+}
+
+// unsure notes a change of which nobody told whether it was made.
+func (w *world) unsure(place int, repo, tag string, d registry.Digest) {
+	x := w.write(place, repo+":"+tag)
+	x.either = append(x.either, d)
+}
+
+func (w *world) write(place int, name string) *writes {
+	x := w.writes[name]
+	if x == nil {
+		x = &writes{place: place, either: []registry.Digest{w.agreed[name]}}
+		w.writes[name] = x
+	}
+	x.others = x.others || x.place != place
+	return x
+}
+
+// checkAcknowledged looks for what clients of a layer were told to be there: here, or, when it has climbed, above.
+func (w *world) checkAcknowledged(i int, l *layer, s *store.Store) error {
+	own := w.own[i]
+	for _, name := range slices.Sorted(maps.Keys(own.manifests)) {
+		if err := w.checkManifest(i, name); err != nil {
+			return fmt.Errorf("acknowledged and lost: %s: %w", name, err)
+		}
+	}
+	queued, err := queue(s)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(own.tags)) {
+		repo, tag, _ := strings.Cut(name, ":")
+		list, err := s.TagStates(context.Background(), repo)
+		if err != nil {
+			return err
+		}
+		now := registry.LocalTag{}
+		if at := slices.IndexFunc(list, func(t registry.LocalTag) bool { return t.Tag == tag }); at >= 0 {
+			now = list[at]
+		}
+		waits := slices.ContainsFunc(queued, func(e registry.OutboxEntry) bool { return e.Repository == repo && e.Tag == tag })
+		if either := own.tags[name]; !now.Pushed && !waits {
+			delete(own.tags, name) // it is the parent's too: it follows the parent
+		} else if !slices.Contains(either, now.Digest) && !slices.Contains(either, "") {
+			return fmt.Errorf("%s of %s was acknowledged as %v and is %q, pushed here: %v", name, l.name, either, now.Digest, now.Pushed)
+		}
+	}
+	return nil
+}
+
+// checkManifest looks for an image that was pushed to a layer: it is complete at one of the layers from there upwards and
+// in a queue of one of them, or it is in the cloud.
+func (w *world) checkManifest(i int, name string) error {
+	repo, digest, _ := strings.Cut(name, "@")
+	if w.atCloud[name] {
+		return nil
+	}
+	held, queued := false, 0
+	var failed error
+	for j := i; j >= 0; j-- {
+		l := w.layers[j]
+		s := l.content()
+		if !l.isReady() || s == nil {
+			return nil // it cannot be asked
+		}
+		err := l.complete(s, repo, registry.Digest(digest))
+		held, failed = held || err == nil, errors.Join(failed, err)
+		list, err := queue(s)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(list, func(e registry.OutboxEntry) bool {
+			return e.Action == registry.OutboxPush && e.Repository == repo && e.Digest.String() == digest
+		}) {
+			queued++
+		}
+	}
+	if held && queued > 0 {
+		return nil
+	}
+	if d, ok := w.desk.resolve(repo, digest); ok && d.String() == digest {
+		w.atCloud[name] = true
+		return nil
+	}
+	if !held {
+		return failed
+	}
+	return errors.New("it is in no queue and not in the cloud")
+}
+
+// queue lists what a registry still has to tell its parent.
+func queue(s *store.Store) ([]registry.OutboxEntry, error) {
+	return s.OutboxEntries(context.Background(), 0, registry.MaxPage)
+}
+
+// drained reports whether nothing of the layers from i on waits for its parent.
+func (w *world) drained(i int) bool {
+	for _, l := range w.layers[min(i, layers):] {
+		s := l.content()
+		if !l.isReady() || s == nil {
+			return false
+		}
+		if list, err := queue(s); err != nil || len(list) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// decided compares the tags of the cloud with what was last pushed, where only one place pushed, and begins anew.
+func (w *world) decided(cloud map[string]map[string]registry.Digest) {
+	for _, name := range slices.Sorted(maps.Keys(w.writes)) {
+		repo, tag, _ := strings.Cut(name, ":")
+		x := w.writes[name]
+		if now := cloud[repo][tag]; !x.others && !w.mixed[repo] && !slices.Contains(x.either, now) {
+			w.failf("%s was last changed at place %d to %v, and all agree on %q", name, x.place, x.either, now)
+		}
+	}
+	clear(w.writes)
+	clear(w.mixed)
+	clear(w.agreed)
+	for repo, list := range cloud {
+		for tag, d := range list {
+			w.agreed[repo+":"+tag] = d
+		}
+	}
+}
