@@ -47,7 +47,7 @@ func root() *cobra.Command {
 	}
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cmd.AddCommand(serveCommand(), statusCommand(), syncCommand(), readinessCommand(), gcCommand(), outboxCommand(),
-		deactivateCommand(), activationCommand("activate", "Use the parent again"), listCommand(), showCommand(), configCommand())
+		deactivateCommand(), activationCommand("activate", "Use the parent again"), listCommand(), showCommand(), settingsCommand(), permissionsCommand(), configCommand())
 	return cmd
 }
 

@@ -119,5 +119,6 @@ func printTree(w io.Writer, nodes []registry.TreeNode, output string) error {
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }

@@ -26,8 +26,7 @@ import (
 // look into: the process makes none.
 func TestCanarySecrets(t *testing.T) {
 	dir := t.TempDir()
-	binary := filepath.Join(dir, "connected-registry")
-	must(t, layer.Build(t.Context(), binary))
+	program := built(t)
 	const sync, client, wrong = "CANARYsync7f3a9c==", "CANARYclient5d2b1e", "CANARYwrong8e4f6a"
 	parentDoc := document(registry.ReadWrite)
 	parentDoc["clientTokens"].(map[string]any)["lower"] = map[string]any{"scopeMap": "only-gateway", "password1": digest(sync)}
@@ -37,7 +36,7 @@ func TestCanarySecrets(t *testing.T) {
 	must(t, err)
 	defer release()
 	l, err := layer.New(layer.Options{
-		Binary: binary, Dir: dir, Name: "lower", Parent: parent.addr, Closed: true, Mode: registry.ReadWrite,
+		Binary: program, Dir: dir, Name: "lower", Parent: parent.addr, Closed: true, Mode: registry.ReadWrite,
 		Repositories: map[string]string{"all": "acme/app"},
 		Document: map[string]any{
 			"scopeMaps":    map[string]any{"all": "repositories/*/content/read repositories/*/content/write repositories/*/metadata/read"},
@@ -114,7 +113,7 @@ func TestCanarySecrets(t *testing.T) {
 	must(t, err)
 	said.Write(reported)
 	for _, verb := range [][]string{{"status"}, {"list"}, {"show"}, {"sync"}, {"gc"}} {
-		out, _ := exec.CommandContext(t.Context(), binary, append(verb, "--data-dir", l.DataDir())...).CombinedOutput()
+		out, _ := exec.CommandContext(t.Context(), program, append(verb, "--data-dir", l.DataDir())...).CombinedOutput()
 		said.Write(out)
 	}
 	look := func(where string, raw []byte) {
@@ -143,7 +142,7 @@ func TestCanarySecrets(t *testing.T) {
 	}
 	must(t, l.Stop())
 	must(t, filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() || p == binary {
+		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		f, err := os.Open(p)

@@ -11,11 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/module"
 	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/test/layer"
 	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
 
@@ -30,6 +32,33 @@ const (
 
 // absent is the digest of nothing that is anywhere.
 const absent = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+
+// The binary is built once, for the tests that run it.
+var binary struct {
+	sync.Once
+	dir string
+	err error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if binary.dir != "" {
+		_ = os.RemoveAll(binary.dir) // below the system's directory for such
+	}
+	os.Exit(code)
+}
+
+// built returns the path of the real binary.
+func built(t *testing.T) string {
+	t.Helper()
+	binary.Do(func() {
+		if binary.dir, binary.err = os.MkdirTemp("", "connected-registry-access-"); binary.err == nil {
+			binary.err = layer.Build(context.Background(), filepath.Join(binary.dir, "connected-registry"))
+		}
+	})
+	must(t, binary.err)
+	return filepath.Join(binary.dir, "connected-registry")
+}
 
 func must(t testing.TB, err error) {
 	t.Helper()

@@ -1,0 +1,110 @@
+package access
+
+import (
+	"encoding/json"
+	"maps"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/connected-registry/connected-registry/internal/module"
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// made is what `connected-registry settings create` prints.
+type made struct {
+	Settings map[string]string
+	Patches  []struct {
+		Registry string         `json:"connectedRegistry"`
+		Desired  map[string]any `json:"desired"`
+		Commands []string       `json:"commands"`
+	} `json:"twinPatches"`
+}
+
+// merge puts a patch into a document, as the twin's service does.
+func merge(doc, patch map[string]any) {
+	for k, v := range patch {
+		inner, isObject := v.(map[string]any)
+		have, has := doc[k].(map[string]any)
+		switch {
+		case v == nil:
+			delete(doc, k)
+		case isObject && has:
+			merge(have, inner)
+		case isObject:
+			doc[k] = maps.Clone(inner)
+		default:
+			doc[k] = v
+		}
+	}
+}
+
+// TestSettingsMakeAWorkingChild: the connection string and the patches that the commands print are all that a child and
+// those above it need.
+func TestSettingsMakeAWorkingChild(t *testing.T) {
+	dir := t.TempDir()
+	program := built(t)
+	docs := map[string]map[string]any{"line5": document(registry.ReadWrite), "line4": {"schemaVersion": "1.0"}}
+	run := func(args ...string) (out made) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), program, append(args, "--hierarchy", filepath.Join(dir, "tree.json"), "-o", "json")...)
+		body, err := cmd.Output()
+		must(t, err)
+		must(t, json.Unmarshal(body, &out))
+		for _, p := range out.Patches {
+			if doc := docs[p.Registry]; doc != nil {
+				merge(doc, p.Desired)
+			}
+		}
+		return out
+	}
+	run("settings", "create", "--name", "line5", "--mode", "ReadWrite", "--repository", "acme/app", "--gateway-endpoint", "contoso.eastus.data.azurecr.io")
+	delete(docs["line5"], "parent") // the cloud is no part of this test
+	delete(docs["line5"], "repositories")
+	upper := start(t, docs["line5"], func(o *module.Options) { o.Name = "line5" })
+	upper.ready()
+	upper.ask(request{method: "PUT", path: "/v2/acme/app/manifests/v1", user: "all", password: "pw-all", body: empty, contentType: indexType})
+
+	out := run("settings", "create", "--name", "line4", "--parent", "line5", "--repository", "acme/app", "--client-tokens", "all",
+		"--gateway-endpoint", upper.addr, "--parent-protocol", "http", "--generate-password", "1")
+	upper.configure(docs["line5"])
+	connection := out.Settings["ACR_REGISTRY_CONNECTION_STRING"]
+	lower := start(t, docs["line4"], func(o *module.Options) {
+		o.AllowInsecureParent = false // http stands in the connection string, which is on the machine
+		o.Lookup = func(name string) (string, bool) {
+			if name != "ACR_REGISTRY_CONNECTION_STRING" {
+				return "", false
+			}
+			return connection, true
+		}
+	})
+	lower.until("it pulls what its parent has, for a client token from above", func() bool {
+		return lower.ask(request{method: "GET", path: "/v2/acme/app/manifests/v1", user: "all", password: "pw-all"}).status == http.StatusOK
+	})
+	var status registry.Status
+	must(t, module.Control(t.Context(), filepath.Join(lower.dir, "data"), "GET", "/status", nil, &status))
+	if status.Name != "line4" || status.Activation.Status != registry.Active || len(status.StatusDetails) > 0 {
+		t.Errorf("%+v", status)
+	}
+	// The password is rotated without a gap.
+	user, first := out.Settings["SYNC_TOKEN_USER"], out.Settings["SYNC_TOKEN_PASSWORD"]
+	out = run("settings", "get", "--name", "line4", "--generate-password", "2")
+	second := out.Settings["SYNC_TOKEN_PASSWORD"]
+	if at := "ParentGatewayEndpoint=" + upper.addr + ";ParentEndpointProtocol=http"; !strings.HasSuffix(out.Settings["ACR_REGISTRY_CONNECTION_STRING"], at) {
+		t.Errorf("connection string %s", out.Settings["ACR_REGISTRY_CONNECTION_STRING"])
+	}
+	upper.configure(docs["line5"])
+	upper.until("the second password works", func() bool {
+		return upper.ask(request{method: "GET", path: "/v2/", user: user, password: second}).status == http.StatusOK
+	})
+	if a := upper.ask(request{method: "GET", path: "/v2/", user: user, password: first}); a.status != http.StatusOK {
+		t.Errorf("the first password beside the second: %d", a.status)
+	}
+	// Nothing of a password is in the tree's file.
+	run("permissions", "update", "--name", "line4", "--remove", "acme/app")
+	if docs["line4"]["repositories"].(map[string]any)["line4"] != nil || !strings.Contains(docs["line5"]["scopeMaps"].(map[string]any)["line4"].(string), "gateway/line4/") {
+		t.Errorf("after the removal: %v", docs)
+	}
+}
