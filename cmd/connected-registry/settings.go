@@ -235,7 +235,7 @@ func createCommand(file *string) *cobra.Command {
 			return err
 		}
 		if n.Mode, err = registry.ParseMode(mode); err != nil {
-			return errors.New("usage error: --mode supports only 'ReadWrite' and 'ReadOnly' values.")
+			n.Mode = "" // which the tree refuses in the words of the Azure CLI
 		}
 		if err := checkSync(n); err != nil {
 			return err
@@ -244,7 +244,7 @@ func createCommand(file *string) *cobra.Command {
 			return err
 		}
 		if len(words(repositories)) == 0 {
-			return errors.New("argument error: --repository must be provided.")
+			return errors.New("argument error: --repository must be provided")
 		}
 		n.ClientTokens = words(clientTokens)
 		after, err := before.Add(n, words(repositories))
