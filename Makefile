@@ -79,8 +79,8 @@ powercut-tools:
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; fi
 
-# BENCH=quick takes two minutes; BENCHFLAGS="-json" prints JSON, "-only manifest,blob" some of it.
-bench: powercut-tools ## figures beside distribution, olareg and regsync, in turns, as ratios (BENCH=quick: two minutes)
+# BENCH=quick does less of everything; BENCHFLAGS="-json" prints JSON, "-only manifest,blob" some of it.
+bench: powercut-tools ## figures beside distribution, olareg and regsync, in turns, as ratios (BENCH=quick for short)
 	@cd test && $(GO) build -o ../bin/bench ./bench && exec ../bin/bench -mode $(BENCH) -tools $(TOOLS) $(BENCHFLAGS)
 
 bench-go: ## the benchmarks of single packages

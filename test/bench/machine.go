@@ -35,6 +35,7 @@ type header struct {
 	LoadBefore string            `json:"loadBefore"`
 	LoadAfter  string            `json:"loadAfter"`
 	Seconds    float64           `json:"seconds"`
+	Hurried    bool              `json:"hurried,omitempty"` // rounds were left out
 }
 
 func (b *bench) header(_ context.Context, mode string) header {

@@ -14,6 +14,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -39,6 +40,7 @@ type plan struct {
 	Starts   int           `json:"starts"`    // of each registry
 	LayerMiB int           `json:"layerMiB"`  // of the byte table
 	SyncMiB  int           `json:"syncMiB"`   // synced while clients pull
+	Patience time.Duration `json:"patience"`  // after which each measurement has one round
 	Tries    int           `json:"tries"`     // of bringing an image over a broken link
 	Hang     time.Duration `json:"hangLimit"` // after which an answer that does not come is none
 }
@@ -46,11 +48,11 @@ type plan struct {
 var plans = map[string]plan{
 	"quick": {
 		Rounds: 2, Window: 400 * time.Millisecond, Conns: []int{64}, BlobMiB: 64, PullMiB: 512, PushMiB: 256, Images: 60, Tags: 1000,
-		Starts: 3, LayerMiB: 50, SyncMiB: 256, Tries: 2, Hang: 5 * time.Second,
+		Starts: 3, LayerMiB: 50, SyncMiB: 256, Tries: 2, Patience: 90 * time.Second, Hang: 5 * time.Second,
 	},
 	"full": {
 		Rounds: 3, Window: time.Second, Conns: []int{16, 64, 256}, BlobMiB: 64, PullMiB: 2048, PushMiB: 1024, Images: 200, Tags: 10000,
-		Starts: 5, LayerMiB: 100, SyncMiB: 768, Tries: 6, Hang: 30 * time.Second,
+		Starts: 5, LayerMiB: 100, SyncMiB: 768, Tries: 6, Patience: 10 * time.Minute, Hang: 30 * time.Second,
 	},
 }
 
@@ -65,6 +67,7 @@ type bench struct {
 	cert     certificate
 	out      report
 
+	began time.Time
 	mu    sync.Mutex
 	atEnd []func() // ends what still runs when the run fails
 }
@@ -98,7 +101,7 @@ func main() {
 }
 
 func run(ctx context.Context) (err error) {
-	mode := flag.String("mode", "full", "full, or quick: about two minutes")
+	mode := flag.String("mode", "full", "full, or quick: less of everything")
 	asJSON := flag.Bool("json", false, "print JSON in place of tables")
 	tools := flag.String("tools", ".tools/bin", "where the other registries are kept once they are built")
 	only := flag.String("only", "", "these sections alone, with commas: manifest,blob,push,start,bytes,unchanged,during")
@@ -129,15 +132,17 @@ func run(ctx context.Context) (err error) {
 	if !*asJSON {
 		b.out.Header.print(os.Stdout)
 	}
-	began := time.Now()
+	b.began = time.Now()
 	wanted := strings.FieldsFunc(*only, func(r rune) bool { return r == ',' })
 	for _, s := range sections {
 		if len(wanted) > 0 && !slices.Contains(wanted, s.name) {
 			continue
 		}
 		done := len(b.out.Sections)
-		if err := s.run(b, ctx); err != nil {
-			return fmt.Errorf("%s: %w", s.name, errors.Join(err, context.Cause(ctx)))
+		if err = s.run(b, ctx); err != nil {
+			err = fmt.Errorf("%s: %w", s.name, errors.Join(err, context.Cause(ctx)))
+			b.out.Sections, b.out.Error = b.out.Sections[:done], err.Error() // half a table says nothing
+			break
 		}
 		for _, made := range b.out.Sections[done:] {
 			if !*asJSON {
@@ -145,14 +150,14 @@ func run(ctx context.Context) (err error) {
 			}
 		}
 	}
-	b.out.Header.LoadAfter, b.out.Header.Seconds = load(), time.Since(began).Seconds()
+	b.out.Header.LoadAfter, b.out.Header.Seconds = load(), time.Since(b.began).Seconds()
 	if !*asJSON {
 		b.out.summary(os.Stdout)
-		return nil
+		return err
 	}
 	e := json.NewEncoder(os.Stdout)
 	e.SetIndent("", "  ")
-	return e.Encode(b.out)
+	return errors.Join(err, e.Encode(b.out))
 }
 
 // prepare builds what is compared.
@@ -205,6 +210,21 @@ func (b *bench) peer(name string) subject {
 // say tells what is being done; the tables go elsewhere.
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.progress, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+// rounds counts them. On a machine that is too busy there is one.
+func (b *bench) rounds(n int) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for k := range n {
+			if k > 0 && time.Since(b.began) > b.Patience {
+				b.out.Header.Hurried = true
+				return
+			}
+			if !yield(k) {
+				return
+			}
+		}
+	}
 }
 
 // endsWith has f called at the end of the run at the latest.

@@ -39,7 +39,7 @@ func (b *bench) pushes(ctx context.Context) error {
 	} {
 		name := fmt.Sprintf("a blob of %d MiB %s", b.PushMiB, way.name)
 		speed, cpu := t.row(name, "MiB/s", way.speed...), t.row(name, "CPU s/GiB", way.cpu...)
-		for n := range b.Rounds {
+		for n := range b.rounds(b.Rounds) {
 			b.say("push %s, round %d", name, n+1)
 			binary.LittleEndian.PutUint64(large.Bytes, uint64(n))
 			blob := registrytest.BlobOf(large.MediaType, large.Bytes)
@@ -97,7 +97,7 @@ func (b *bench) smallImages(ctx context.Context, t *section, all []subject) erro
 		case 4:
 			acks.Bars = []*bar{atLeast(200), atLeast(1).to("distribution")}
 		}
-		for n := range b.Rounds {
+		for n := range b.rounds(b.Rounds) {
 			b.say("push %s, round %d", name, n+1)
 			for _, s := range all {
 				i, err := b.start(ctx, s, certificate{})

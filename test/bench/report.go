@@ -16,6 +16,7 @@ import (
 type report struct {
 	Header   header    `json:"header"`
 	Sections []section `json:"sections"`
+	Error    string    `json:"error,omitempty"` // why the run ended early; what came before it is whole
 }
 
 // section is one table.
@@ -90,7 +91,11 @@ func (s *section) row(name, unit string, bars ...*bar) *row {
 			return r
 		}
 	}
-	r := &row{Name: name, Unit: unit, Values: map[string]*cell{}, Bars: bars, mu: s.mu}
+	r := &row{Name: name, Unit: unit, Values: map[string]*cell{}, mu: s.mu}
+	for _, x := range bars { // each row judges its own
+		own := *x
+		r.Bars = append(r.Bars, &own)
+	}
 	s.Rows = append(s.Rows, r)
 	return r
 }
@@ -272,6 +277,9 @@ func (r *report) summary(w io.Writer) {
 		}
 	}
 	fmt.Fprintf(w, "\n%d of %d bars met, in %.0f s; load average %s before, %s after\n", met, all, r.Header.Seconds, r.Header.LoadBefore, r.Header.LoadAfter)
+	if r.Header.Hurried {
+		fmt.Fprintln(w, "  the machine was busy: rounds were left out")
+	}
 	for _, n := range not {
 		fmt.Fprintf(w, "  %s\n", n)
 	}

@@ -74,7 +74,7 @@ func (b *bench) manifests(ctx context.Context) error {
 			name := fmt.Sprintf("%s, %d connections", what, conns)
 			speed := t.row(name, "req/s", atLeast(0.6).to("floor"))
 			cost := t.row(name, "CPU us/req", atMost(40), atMost(0.5).to("olareg"), atMost(0.15).to("distribution"))
-			for range b.Rounds {
+			for range b.rounds(b.Rounds) {
 				for _, i := range all {
 					cpu, until := i.cpu(), time.Now().Add(b.Window)
 					n, took, err := i.drive(ctx, conns, 16<<10, asks[what][i], func() bool { return time.Now().Before(until) })
@@ -114,7 +114,7 @@ func (b *bench) blobs(ctx context.Context) error {
 			b.say("blob over %s, %d streams", scheme, streams)
 			name := fmt.Sprintf("%s, %d streams", scheme, streams)
 			speed, cpu := t.row(name, "GB/s"), t.row(name, "CPU s/GiB", cost...)
-			for range b.Rounds {
+			for range b.rounds(b.Rounds) {
 				for _, i := range all {
 					if err := b.pull(ctx, i, layer, streams, speed, cpu); err != nil {
 						return err

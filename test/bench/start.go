@@ -73,7 +73,7 @@ func (b *bench) coldStarts(ctx context.Context, t *section, all []subject, tags 
 	}
 	first := t.row(name, "ms to 200", bars...)
 	memory := t.row(fmt.Sprintf("idle memory with %d tags", tags), "MiB", atMost(20))
-	for n := range b.Starts {
+	for n := range b.rounds(b.Starts) {
 		var running []*instance
 		for _, s := range all {
 			dir := dirs[s.name]

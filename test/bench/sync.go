@@ -85,7 +85,7 @@ func (b *bench) during(ctx context.Context) error {
 	t := b.table("during", "a sync at full speed, and local pulls meanwhile", siteNames...)
 	t.note("%d MiB in 4 images, without a link between; a pull is HEAD and GET of the tag, config and a layer of 64 KiB, over a connection that is kept", b.SyncMiB)
 	t.note("distribution syncs by 4 clients that pull what it has not; regsync's figures are those of regsync and olareg together")
-	for n := range b.Rounds {
+	for n := range b.rounds(b.Rounds) {
 		for _, name := range siteNames {
 			b.say("sync at full speed: %s, round %d", name, n+1)
 			if err := b.busy(ctx, t, name); err != nil {
