@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,14 +25,19 @@ var indexFiles = slices.Concat([]string{indexName}, snapshotNames, redoNames)
 // volumeOf is a stopped store with what was acknowledged: some of it before a snapshot, some after, with locks.
 type volumeOf struct {
 	*oracle
-	dir   string
-	files map[string][]byte
+	dir    string
+	files  map[string][]byte
+	queued []registry.OutboxEntry
+	told   JournalPage
 }
 
 func stopped(t *testing.T) volumeOf {
 	t.Helper()
 	v := volumeOf{dir: t.TempDir(), files: map[string][]byte{}}
 	s := openStore(t, v.dir, Options{})
+	if err := errors.Join(s.SetClimbing(t.Context(), true), s.SetJournal(t.Context(), true)); err != nil {
+		t.Fatal(err)
+	}
 	v.oracle = fill(t, s, 20)
 	if err := s.Snapshot(t.Context()); err != nil {
 		t.Fatal(err)
@@ -55,6 +61,13 @@ func stopped(t *testing.T) volumeOf {
 		t.Fatal(err)
 	}
 	delete(v.tags, "fill/0:t0")
+	var err error
+	if v.queued, err = s.OutboxEntries(t.Context(), 0, registry.MaxPage); err == nil {
+		v.told, err = s.Journal(t.Context(), 1000)
+	}
+	if err != nil || len(v.queued) < 30 || len(v.told.Events) < 30 {
+		t.Fatalf("%d entries of the outbox, %d of the journal, %v", len(v.queued), len(v.told.Events), err)
+	}
 	closeChecked(t, s)
 	for _, name := range indexFiles {
 		body, err := os.ReadFile(filepath.Join(v.dir, name))
@@ -98,6 +111,14 @@ func (v volumeOf) holdsAll(ctx context.Context, s *Store) error {
 	}
 	if !s.Locks("later/app").Tag("t1").NoDelete {
 		return errors.New("a lock is lost")
+	}
+	queued, err := s.OutboxEntries(ctx, 0, registry.MaxPage)
+	if err != nil || len(queued) < len(v.queued) || !reflect.DeepEqual(queued[:len(v.queued)], v.queued) {
+		return fmt.Errorf("the outbox has %d entries and had %d, %w", len(queued), len(v.queued), err)
+	}
+	told, err := s.Journal(ctx, 1000)
+	if err != nil || len(told.Events) < len(v.told.Events) || !reflect.DeepEqual(told.Events[:len(v.told.Events)], v.told.Events) {
+		return fmt.Errorf("the journal has %d entries and had %d, %w", len(told.Events), len(v.told.Events), err)
 	}
 	if got := s.counts.Load().tags; got != int64(len(v.tags)) {
 		return fmt.Errorf("%d tags, want %d", got, len(v.tags))

@@ -159,7 +159,7 @@ func (c *soaker) read(ctx context.Context) error {
 
 // TestSoak lets clients push, mount, synchronise, delete and read while collections, scrubs and snapshots run. Nothing
 // is refused for want of content that was acknowledged, nothing that lives goes, and at the end nothing is left over.
-// SOAK_SEED repeats a run.
+// SOAK_SEED repeats a run; SOAK_EVENTS makes it longer or shorter.
 func TestSoak(t *testing.T) {
 	events, seed := int64(10_000), uint64(time.Now().UnixNano())&0xffff
 	switch {
@@ -167,6 +167,9 @@ func TestSoak(t *testing.T) {
 		events = 1_000_000
 	case testing.Short():
 		events = 2000
+	}
+	if text := os.Getenv("SOAK_EVENTS"); text != "" {
+		events, _ = strconv.ParseInt(text, 10, 64)
 	}
 	if text := os.Getenv("SOAK_SEED"); text != "" {
 		seed, _ = strconv.ParseUint(text, 10, 32)
