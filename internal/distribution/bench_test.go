@@ -13,8 +13,10 @@ import (
 
 	"github.com/connected-registry/connected-registry/internal/auth"
 	"github.com/connected-registry/connected-registry/internal/distribution"
+	"github.com/connected-registry/connected-registry/internal/filter"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+	"github.com/connected-registry/connected-registry/internal/store"
 )
 
 // oneManifest has one manifest and costs nothing itself.
@@ -82,5 +84,28 @@ func BenchmarkBlob(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestManifestIsCheap bounds the allocations of a pull's first request through all of the stack but the connection.
+func TestManifestIsCheap(t *testing.T) {
+	st := registries["store"](t).(*store.Store)
+	if err := registrytest.Push(t.Context(), st, "acme/app", "v1", registrytest.NewImage(1, 100)); err != nil {
+		t.Fatal(err)
+	}
+	access := newAccess(auth.Options{})
+	readWrite := func() registry.Mode { return registry.ReadWrite }
+	h := distribution.New(filter.Scoped(filter.Locked(filter.Switch(readWrite, st), st), access.MayList), access, distribution.Options{})
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v2/acme/app/manifests/v1", nil)
+	r.SetBasicAuth("all", "all")
+	w := discard{http.Header{}}
+	if n := testing.AllocsPerRun(100, func() {
+		clear(w.h)
+		h.ServeHTTP(w, r)
+	}); n > 70 {
+		t.Errorf("%.0f allocations, want at most 70", n)
+	}
+	if got := w.h.Get("Docker-Content-Digest"); got == "" {
+		t.Error("no manifest")
 	}
 }

@@ -97,6 +97,13 @@ func (g *generator) next() request {
 	}
 	r.chunked = len(r.body) > 0 && g.IntN(2) == 0
 	r.header = g.headers(r.target)
+	if strings.Contains(r.target, "/blobs/") && g.IntN(3) == 0 {
+		key := "Range"
+		if r.method != "GET" && r.method != "HEAD" {
+			key = "Content-Range"
+		}
+		r.header = append(r.header, [2]string{key, g.pick("bytes=0-", "bytes=1-2", "bytes=99999-", "bytes=-5", "bytes=-0", "bytes=0-0,2-3", "bytes=5-1", "lines=1", "0-99", "0-299", "300-599", "7-9", "5-", "9-0", "18446744073709551616-1")})
+	}
 	if bytes.Equal(r.body, g.manifests[0]) {
 		r.header = append(r.header, [2]string{"Content-Type", registry.MediaTypeImageManifest})
 	} else if bytes.Equal(r.body, g.manifests[1]) {
@@ -116,6 +123,10 @@ func (g *generator) good() request {
 		r.method, r.target, r.body = "POST", at+"blobs/uploads/?digest="+g.blobs[i].Digest.String(), g.blobs[i].Bytes
 	case i == len(g.blobs):
 		r.method, r.target = "POST", at+"blobs/uploads/"
+		if g.IntN(2) == 0 { // a pull of what was pushed
+			r.method, r.target = "GET", at+"blobs/"+g.blobs[0].Digest.String()
+			r.header = append(r.header, [2]string{"Range", g.pick("bytes=0-9", "bytes=99999-", "bytes=5-1", "bytes=-1", "bytes=0-0,5-6")})
+		}
 	case i == len(g.blobs)+1:
 		r.method, r.target, r.body = "PATCH", at+"blobs/uploads/"+g.pick(g.ids...), g.blobs[0].Bytes
 	case i == len(g.blobs)+2:
