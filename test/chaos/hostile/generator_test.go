@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -331,5 +332,5 @@ func (g *generator) malformed() (raw []byte, answered, ends bool) {
 	for i := range raw {
 		raw[i] = byte(g.IntN(256))
 	}
-	return append(raw, "\r\n\r\n"...), false, true
+	return slices.Concat(raw, []byte("\r\n\r\n")), false, true
 }

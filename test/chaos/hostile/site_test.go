@@ -227,7 +227,7 @@ func (s *site) calm(l *layer.Layer) {
 			return
 		}
 		s.must(err)
-		wrong := ""
+		var wrong string
 		switch {
 		case !json.Valid(line):
 			wrong = "no JSON"
