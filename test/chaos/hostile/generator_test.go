@@ -83,7 +83,7 @@ func (g *generator) next() request {
 	case 2:
 		r.method, r.target, query, r.body = g.token()
 	case 3:
-		r.method, r.target, query = g.layer()
+		r.method, r.target, query, r.body = g.layer()
 	case 4:
 		r.method, r.target = "GET", g.pick("/", "/v2", "/v2/", "/v2//", "/v2/_catalog", "/v1/", "/v2/_catalog/", "/v2/..", "//", "/metrics", "/healthz", "/status", "/debug/pprof/", "/..%2f..%2fetc/passwd", "/v2/%2e%2e/%2e%2e/etc")
 	default:
@@ -201,13 +201,18 @@ func (g *generator) token() (method, path, query string, body []byte) {
 	return method, path, "?" + escape(form, "#"), nil
 }
 
-// layer draws what a child asks of its parent; it waits for no change for longer than an attack should take.
-func (g *generator) layer() (method, path, query string) {
+// layer draws what a child asks and tells its parent; it waits for no change for longer than an attack should take.
+func (g *generator) layer() (method, path, query string, body []byte) {
+	if g.IntN(2) == 0 {
+		doc := g.spoil(g.pick(`{"name":"layer9","instanceId":"0123456789abcdef0123456789abcdef","mode":"ReadOnly","version":"1"}`, `{"connectedRegistries":[{"name":"layer9","parent":"layer9"}]}`,
+			`{"connectedRegistries":[`+strings.Repeat(`{"name":"layer9","mode":"ReadOnly","connectionState":"Online"},`, 200)+`{}]}`, "[]", "null", "", "\xff", strings.Repeat("[", 4000), `{"operator":true}`))
+		return g.pick("PUT", "PUT", "DELETE", "GET"), registry.LayerPath + g.pick("activation", "status", "tokens", "status/", "activation/x"), g.pick("", "?name=layer9", "?%zz"), []byte(doc)
+	}
 	query = "?wait=" + g.pick("", "0", "-1", "x", "99999999999999999999", "1e3") + "&since=" + escape(g.spoil(g.pick("", "0", "x", "1:2", strings.Repeat("9", 300))), "%&#")
 	for range g.IntN(3) {
 		query += "&repository=" + escape(g.spoil(g.pick(g.repos...)+g.pick("", "/*", "*", "**")), "%&#")
 	}
-	return g.pick("GET", "GET", "GET", "HEAD", "POST"), registry.LayerPath + g.pick("", "changes", "changes", "changes/", "x", "../_catalog"), strings.ReplaceAll(query, "wait=99999999999999999999&since=&", "wait=0&")
+	return g.pick("GET", "GET", "GET", "HEAD", "POST"), registry.LayerPath + g.pick("", "changes", "changes", "changes/", "x", "../_catalog"), strings.ReplaceAll(query, "wait=99999999999999999999&since=&", "wait=0&"), nil
 }
 
 // query draws parameters, some of them with the names that mean something.
@@ -230,7 +235,7 @@ func (g *generator) query(names ...string) string {
 // headers draws who it is and up to four others.
 func (g *generator) headers(target string) (h [][2]string) {
 	switch n := g.IntN(20); {
-	case strings.HasPrefix(target, registry.LayerPath):
+	case strings.HasPrefix(target, registry.LayerPath) && n < 7: // as the child that is there
 		h = append(h, [2]string{"Authorization", basic(child, child)})
 	case n == 0:
 	case n == 1:

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) { os.Exit(layer.Main(m.Run, &binary)) }
 // The client tokens; each has its name as its password.
 const (
 	owner   = "owner"   // pushes what has to stay
-	mallory = "mallory" // may do anything to hostile/*, and read acme/*
+	mallory = "mallory" // may do anything to hostile/*, read acme/*, and speak for a child that is none
 	child   = "layer4"  // the registry below
 )
 
@@ -76,7 +76,7 @@ func (s *site) start(ca *apiproxy.Authority, o layer.Options) {
 	s.t.Helper()
 	maps := map[string]string{
 		owner: layer.Everything("*"), child: layer.Child(child),
-		mallory: layer.Everything("hostile/*") + " " + layer.Reads("acme/*") + " gateway/layer4/config/read",
+		mallory: layer.Everything("hostile/*") + " " + layer.Reads("acme/*") + " " + strings.TrimPrefix(layer.Child("layer9"), layer.Reads("*")+" "),
 	}
 	tokens := map[string]any{}
 	for name := range maps {
