@@ -161,7 +161,7 @@ func (s *site) fill() {
 		ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
 		s.must(s.layers[i].Until(ctx, "all of it is there", func(context.Context) (bool, error) {
 			for _, p := range paths {
-				if s.note(i, p) == "" {
+				if got := s.note(i, p); got == "" || got != s.note(0, p) { // a list may be shorter for a while
 					return false, nil
 				}
 			}
