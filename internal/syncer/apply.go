@@ -33,7 +33,7 @@ func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKi
 	s.recordRepositories(l, p, local)
 	out := s.fetchAll(ctx, set, kind, l, p.fetch)
 	if !out.whole {
-		late, whole := s.lateReferrers(ctx, set, l)
+		whole, late := s.lateReferrers(ctx, set, l)
 		out.err, out.whole = cmp.Or(out.err, l.failed, late), l.failed != nil || whole
 	}
 	if ctx.Err() != nil {
@@ -231,7 +231,7 @@ func (s *Syncer) referrers(set Settings, kind registry.ParentKind, l listing) re
 
 // lateReferrers brings referrers that came to the parent after what they refer to was brought here. One that fails does
 // not keep the others; whole is whether the error concerns them all.
-func (s *Syncer) lateReferrers(ctx context.Context, set Settings, l listing) (failed error, whole bool) {
+func (s *Syncer) lateReferrers(ctx context.Context, set Settings, l listing) (whole bool, failed error) {
 	for _, c := range l.referrers {
 		if !set.Scope.MatchRepository(c.Repository) {
 			continue
@@ -248,10 +248,10 @@ func (s *Syncer) lateReferrers(ctx context.Context, set Settings, l listing) (fa
 			err = nil // it went again
 		}
 		if err != nil && !s.alone(ctx, set, err) {
-			return err, true
+			return true, err
 		}
 		s.note(c, err)
 		failed = cmp.Or(failed, err)
 	}
-	return failed, false
+	return false, failed
 }
