@@ -26,7 +26,8 @@ type Blob struct {
 func (b *Blob) Descriptor() registry.Descriptor { return b.desc }
 
 // File returns the operating system's file for sendfile; nil when the store's FS is another, or while the content is
-// still to be hashed. Its own offset is at the start of the content and is not moved by Read and Seek.
+// still to be hashed: neither size nor times of a file tell of a bit that flipped, and a hash runs at several times the
+// rate of the links and disks that this is for. Its own offset is at the start of the content and is not moved by Read and Seek.
 func (b *Blob) File() *os.File {
 	if b.check != nil {
 		return nil
