@@ -186,13 +186,18 @@ func TestPushMounts(t *testing.T) {
 func TestPushIsCut(t *testing.T) {
 	s, h := newSite(t)
 	b := registrytest.NewBlob(1, 4<<20)
-	patches, lost := 0, 0
+	patches, lost, down := 0, 0, 0
 	s.odd = func(_ http.ResponseWriter, r *http.Request) bool {
+		if down > 0 && r.Method == http.MethodGet {
+			down--
+			panic(http.ErrAbortHandler)
+		}
 		if r.Method != http.MethodPatch {
 			return false
 		}
 		if patches++; patches%2 == 1 {
 			lost++
+			down = 2 // the question where it stands, and its repetition
 			r.Body = io.NopCloser(io.MultiReader(io.LimitReader(r.Body, 200<<10), cut{}))
 		}
 		return false
@@ -208,6 +213,9 @@ func TestPushIsCut(t *testing.T) {
 	arrived(t, s, b)
 	if most := int64(len(b.Bytes)) + int64(lost)*(512<<10); s.bytes() > most {
 		t.Errorf("%d bytes were sent of %d, with %d cuts", s.bytes(), len(b.Bytes), lost)
+	}
+	if rounds < 3 {
+		t.Errorf("it was through after %d rounds", rounds)
 	}
 	if push.Session != "" {
 		t.Errorf("the session %q is kept", push.Session)
