@@ -31,6 +31,15 @@ type row struct {
 	needs       []key // what it refers to
 }
 
+// wait is how long the row may not be tried yet. What lies further ahead than any pause is from a clock that was ahead,
+// before the device was started again without one: it is due, since one attempt too many costs a question.
+func (r *row) wait(now time.Time) time.Duration {
+	if wait := r.NextAttempt.Sub(now); wait <= backoffCap {
+		return wait
+	}
+	return 0
+}
+
 // key is a tag or a manifest of a repository.
 type key struct {
 	repo, tag string
@@ -75,7 +84,7 @@ func (q *queue) next(now time.Time) (registry.OutboxEntry, bool) {
 			continue
 		}
 		q.keys(r)
-		kept := r.taken || r.NextAttempt.After(now) || q.blocked(r)
+		kept := r.taken || r.wait(now) > 0 || q.blocked(r)
 		if kept && !r.taken && r.State == registry.OutboxDelivered {
 			continue // it is at the parent: what comes after it may go
 		}
@@ -163,14 +172,14 @@ func (q *queue) replace(fresh *queue) {
 
 // due reports whether any entry may be tried now.
 func (q *queue) due(now time.Time) bool {
-	return slices.ContainsFunc(q.rows, func(r row) bool { return !r.gone && !r.NextAttempt.After(now) })
+	return slices.ContainsFunc(q.rows, func(r row) bool { return !r.gone && r.wait(now) <= 0 })
 }
 
 // pause is how long no entry may be tried.
 func (q *queue) pause(now time.Time) time.Duration {
 	pause := lookAgain
 	for _, r := range q.rows {
-		if wait := r.NextAttempt.Sub(now); wait > 0 && !r.gone {
+		if wait := r.wait(now); wait > 0 && !r.gone {
 			pause = min(pause, wait)
 		}
 	}

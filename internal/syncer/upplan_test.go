@@ -88,3 +88,25 @@ func TestQueueOrder(t *testing.T) {
 		}
 	})
 }
+
+// TestQueueClockSetBack reads a queue with a clock that was days ahead when it was written, or years: it does not wait for
+// that time to come again.
+func TestQueueClockSetBack(t *testing.T) {
+	q := newQueue(func(registry.OutboxEntry) []registry.Digest { return nil })
+	written := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	e := registry.OutboxEntry{Seq: 1, Repository: "a", Tag: "x", Action: registry.OutboxPush, State: registry.OutboxWaiting, NextAttempt: written.Add(10 * time.Minute)}
+	q.add(e)
+	if _, ok := q.next(written); ok || q.due(written) || q.pause(written) != lookAgain {
+		t.Errorf("before its time: taken %v, due %v, pause %v", ok, q.due(written), q.pause(written))
+	}
+	for _, now := range []time.Time{written.Add(-26 * time.Hour), time.Unix(0, 0)} {
+		q.again()
+		if !q.due(now) || q.pause(now) != lookAgain {
+			t.Errorf("at %v: due %v, pause %v", now, q.due(now), q.pause(now))
+		}
+		if got, ok := q.next(now); !ok || got.Seq != 1 {
+			t.Errorf("at %v: not taken", now)
+		}
+		q.finished(e, false)
+	}
+}

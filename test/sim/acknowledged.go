@@ -63,13 +63,18 @@ func (w *world) checkAcknowledged(i int, l *layer, s *store.Store) error {
 			now = list[at]
 		}
 		waits := slices.ContainsFunc(queued, func(e registry.OutboxEntry) bool { return e.Repository == repo && e.Tag == tag })
-		if either := own.tags[name]; !now.Pushed && !waits {
-			delete(own.tags, name) // it is the parent's too: it follows the parent
+		if either := own.tags[name]; !now.Pushed && !waits || w.pushedBelow(i, name, now.Digest) {
+			delete(own.tags, name) // it is the parent's too and follows the parent, or a push from below came later
 		} else if !slices.Contains(either, now.Digest) && !slices.Contains(either, "") {
 			return fmt.Errorf("%s of %s was acknowledged as %v and is %q, pushed here: %v", name, l.name, either, now.Digest, now.Pushed)
 		}
 	}
 	return nil
+}
+
+// pushedBelow reports whether a client of a layer below pushed this to the tag.
+func (w *world) pushedBelow(i int, name string, d registry.Digest) bool {
+	return slices.ContainsFunc(w.pushedAt[i+2:], func(at map[string]map[registry.Digest]bool) bool { return at[name][d] })
 }
 
 // checkManifest looks for an image that was pushed to a layer: it is complete at one of the layers from there upwards and

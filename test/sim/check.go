@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -174,6 +175,7 @@ func (w *world) finish() {
 			w.failf("%s: %v", l.name, err)
 		}
 		w.carried(i, l)
+		w.climbed(i, l)
 	}
 	for _, l := range w.layers {
 		w.net.change(l.name, l.parent, func(k *link) { k.mode = linkUp })
@@ -205,6 +207,25 @@ func (w *world) carried(i int, l *layer) {
 	// A cut wastes what each of a few connections had read and not written; a power cut what was not synced.
 	if most := int64(events)*24<<10 + int64(w.losses[i])*400<<10; excess > most && !w.refetch[i] {
 		w.failf("the link above %s carried %d bytes too much in %d faults, where %d are to be expected", l.name, excess, events, most)
+	}
+}
+
+// climbed counts what was sent up a link on which nothing went wrong: a blob and a manifest by its digest once, a tag not
+// more often than it was pushed below.
+func (w *world) climbed(i int, l *layer) {
+	if w.deletes > 0 || slices.Max(w.events[:]) > 0 {
+		return
+	}
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	for what, n := range w.net.link(l.name, l.parent).puts {
+		most := 0
+		for _, below := range w.pushes[i:] {
+			most += below[strings.TrimPrefix(what, "/v2/")]
+		}
+		if n > max(most, 1) || strings.Contains(what, "/manifests/") && !strings.Contains(what, "/sha256:") && most == 0 {
+			w.failf("%s sent %s %d times, where it was pushed %d times", l.name, what, n, most)
+		}
 	}
 }
 

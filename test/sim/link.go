@@ -31,7 +31,7 @@ type link struct {
 	up     int64
 	blobs  map[string]int64 // bytes that came down for a GET of a blob, by digest
 	gets   map[string]int   // and how often it was asked for
-	puts   map[string]int   // PUT of manifests, by path
+	puts   map[string]int   // PUT of manifests, by path, and of blobs, by digest
 }
 
 // link returns the link from one host to another; it is made when it is asked for first.
@@ -108,5 +108,8 @@ func (c *conn) note(p []byte) {
 	}
 	if method == "PUT" && strings.Contains(path, "/manifests/") {
 		l.puts[path]++
+	}
+	if _, digest, is := strings.Cut(path, "digest=sha256"); is && method == "PUT" {
+		l.puts["sha256:"+strings.TrimLeft(digest, ":%3A")]++
 	}
 }

@@ -66,7 +66,7 @@ func (w *world) difference() (map[string]map[string]registry.Digest, string) {
 		cloud[repo] = list
 	}
 	above := cloud
-	for _, l := range w.layers {
+	for i, l := range w.layers {
 		here := map[string]map[string]registry.LocalTag{}
 		for _, repo := range repositories {
 			here[repo] = map[string]registry.LocalTag{}
@@ -81,7 +81,7 @@ func (w *world) difference() (map[string]map[string]registry.Digest, string) {
 		if d := w.differs(l, above, here); d != "" {
 			return nil, d
 		}
-		if d := w.referrers(l, above); d != "" {
+		if d := w.referrers(i, above); d != "" {
 			return nil, d
 		}
 		above = map[string]map[string]registry.Digest{}
@@ -115,15 +115,16 @@ func (w *world) differs(l *layer, above map[string]map[string]registry.Digest, h
 }
 
 // referrers looks whether what the cloud's referrers tell of a tag of the cloud came down to a layer.
-func (w *world) referrers(l *layer, above map[string]map[string]registry.Digest) string {
+func (w *world) referrers(i int, above map[string]map[string]registry.Digest) string {
 	if !w.plan.connected {
 		return ""
 	}
+	l := w.layers[i]
 	for name, list := range w.about {
 		repo, subject, _ := strings.Cut(name, "@")
 		tagged := false
 		for tag, d := range above[repo] {
-			tagged = tagged || d.String() == subject && l.rules().MatchTag(repo, tag)
+			tagged = tagged || d.String() == subject && !slices.ContainsFunc(w.layers[:i+1], func(l *layer) bool { return !l.rules().MatchTag(repo, tag) })
 		}
 		if !tagged {
 			continue

@@ -171,6 +171,7 @@ func (w *world) pushed(s step, a artifact, v verdict, err error) string {
 		own.tags[repo+":"+tag] = []registry.Digest{a.root()}
 		own.manifests[repo+"@"+a.root().String()] = true
 		w.wrote(s.layer+1, repo, tag, a.root())
+		w.pushes[s.layer][repo+"/manifests/"+tag]++
 	case unknown:
 		w.unsure(s.layer+1, repo, tag, a.root())
 		own.tags[repo+":"+tag] = append(own.either(repo+":"+tag), a.root())
@@ -246,7 +247,7 @@ func (w *world) remove(s step) string {
 // deleted forgets a manifest that somebody deleted somewhere: when and where else it goes depends on who hears of it
 // first.
 func (w *world) deleted(repo string, d registry.Digest) {
-	w.mixed[repo] = true
+	w.mixed[repo], w.deletes = true, w.deletes+1
 	delete(w.atCloud, repo+"@"+d.String())
 	for _, own := range w.own {
 		delete(own.manifests, repo+"@"+d.String())

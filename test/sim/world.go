@@ -37,6 +37,8 @@ type world struct {
 	mixed    map[string]bool                                 // repositories in which somebody deleted since then
 	agreed   map[string]registry.Digest
 	own      [layers]*acknowledged
+	pushes   [layers]map[string]int // acknowledged, by repository/manifests/tag
+	deletes  int
 	events   [layers]int  // what may have cost bytes of the link above a layer
 	losses   [layers]int  // those of them that may have cost all that was on its way
 	refetch  [layers]bool // its disk refused to sync: what was fetched is not believed, and fetched again and again
@@ -107,6 +109,7 @@ func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, 
 		l.mode, l.scope, l.cron, l.round, l.pull = p.mode(i), scopes[p.scope[i]], crons[p.cron[i]], rounds[p.cron[i]], p.pull
 		l.configure()
 		w.own[i] = &acknowledged{manifests: map[string]bool{}, tags: map[string][]registry.Digest{}}
+		w.pushes[i] = map[string]int{}
 		w.absent[i], w.present[i] = map[registry.Digest]int{}, map[registry.Digest]bool{}
 		w.layers, parent = append(w.layers, l), l.name
 		w.floor = append(w.floor, w.net.client("floor", l.name))
