@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"os"
+	"runtime/debug"
 
 	"github.com/sirupsen/logrus"
 	logrusslog "github.com/sirupsen/logrus/hooks/slog"
@@ -43,6 +44,9 @@ func serveCommand() *cobra.Command {
 		log := newLogger(logFormat)
 		o.Logger = slog.New(logrusslog.NewHandler(log, nil))
 		o.SetLevel = func(level string) { log.SetLevel(logLevels[level]) }
+		// What the start needed and nobody needs again (patterns, flags, recovery) is below what the collector starts at, 4 MiB,
+		// so that a registry at rest would keep it: 0.7 MiB of 20, measured.
+		o.Ready = func(string) { debug.FreeOSMemory() }
 		return module.Run(cmd.Context(), o)
 	}
 	return cmd
