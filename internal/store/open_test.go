@@ -463,7 +463,7 @@ func TestOpenIsQuick(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("damaged %v: %v", damage, took)
-		if took > 2*time.Second {
+		if took > slower*2*time.Second {
 			t.Errorf("damaged %v: Open took %v", damage, took)
 		}
 		_ = s.Close()
