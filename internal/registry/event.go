@@ -12,6 +12,11 @@ type EventAction string
 const (
 	EventPush   EventAction = "push"
 	EventDelete EventAction = "delete"
+
+	// Of what waits for the parent.
+	EventExpired  EventAction = "expired"  // it was not delivered within messageTtl
+	EventRefused  EventAction = "refused"  // the parent said no for good
+	EventConflict EventAction = "conflict" // the tag had moved at the parent as well as here
 )
 
 // The types of events (Azure Event Grid, "Azure Container Registry as an Event Grid source").
@@ -20,7 +25,31 @@ const (
 	EventImageDeleted = "Microsoft.ContainerRegistry.ImageDeleted"
 )
 
-// Event says that an artifact came or went here.
+// The types of events that Azure does not have.
+const (
+	EventChangeExpired = "ConnectedRegistry.ChangeExpired"
+	EventChangeRefused = "ConnectedRegistry.ChangeRefused"
+	EventTagConflict   = "ConnectedRegistry.TagConflict"
+)
+
+var eventTypes = map[EventAction]string{
+	EventPush: EventImagePushed, EventDelete: EventImageDeleted,
+	EventExpired: EventChangeExpired, EventRefused: EventChangeRefused, EventConflict: EventTagConflict,
+}
+
+// EventOutbox is what an event says of a change that waits, or waited, for the parent.
+type EventOutbox struct {
+	Entry       uint64       `json:"entry"` // its number, as "outbox list" shows it
+	Action      OutboxAction `json:"action"`
+	Time        time.Time    `json:"time"` // when it was acknowledged
+	Principal   string       `json:"principal,omitempty"`
+	Error       string       `json:"error,omitempty"`       // of the last attempt
+	Conflict    Conflict     `json:"conflict,omitempty"`    // how it was decided
+	Parent      Digest       `json:"parent,omitempty"`      // where the tag stood at the parent
+	Overwritten Digest       `json:"overwritten,omitempty"` // which of the two the tag does not stand at any more; it stays pullable by digest
+}
+
+// Event says that an artifact came or went here, or what became of a change that waits for the parent.
 type Event struct {
 	ID         string    // unique; the same when an event is delivered again
 	Time       time.Time // when it happened
@@ -30,6 +59,7 @@ type Event struct {
 	Target     Descriptor // the manifest; of a deleted one the size may be unknown, 0
 	Topic      string     // resource of the registry, see EventTopic
 	Registry   string     // name of the connected registry
+	Outbox     *EventOutbox
 }
 
 // EventTopic is the topic of a connected registry's events, as much of the resource ID as is known here: a registry on
@@ -43,16 +73,11 @@ func EventTopic(cloud, name string) string {
 }
 
 // Type returns the event's type.
-func (e Event) Type() string {
-	if e.Action == EventDelete {
-		return EventImageDeleted
-	}
-	return EventImagePushed
-}
+func (e Event) Type() string { return eventTypes[e.Action] }
 
-// Subject returns repository:tag of what was pushed, and the repository alone otherwise.
+// Subject returns the repository alone of what was deleted, and otherwise repository:tag where there is a tag.
 func (e Event) Subject() string {
-	if e.Action == EventPush && e.Tag != "" {
+	if e.Action != EventDelete && e.Tag != "" {
 		return e.Repository + ":" + e.Tag
 	}
 	return e.Repository
@@ -78,6 +103,7 @@ type eventData struct {
 	ConnectedRegistry struct {
 		Name string `json:"name"`
 	} `json:"connectedregistry"` // in lower case: what subscriptions filter by
+	Outbox *EventOutbox `json:"outbox,omitempty"` // ours
 }
 
 type eventTarget struct {
@@ -95,7 +121,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	out := eventEnvelope{
 		ID: e.ID, Topic: e.Topic, Subject: e.Subject(), EventType: e.Type(), DataVersion: "2.0", MetadataVersion: "1", EventTime: e.Time.UTC(),
 		Data: eventData{
-			ID: e.ID, Timestamp: e.Time.UTC(), Action: e.Action,
+			ID: e.ID, Timestamp: e.Time.UTC(), Action: e.Action, Outbox: e.Outbox,
 			Target: eventTarget{
 				MediaType: e.Target.MediaType, Size: e.Target.Size, Digest: e.Target.Digest, Length: e.Target.Size,
 				Repository: e.Repository, Tag: e.Tag,
@@ -115,7 +141,7 @@ func (e *Event) UnmarshalJSON(raw []byte) error {
 	*e = Event{
 		ID: in.ID, Time: in.EventTime, Action: in.Data.Action, Repository: in.Data.Target.Repository, Tag: in.Data.Target.Tag,
 		Target: Descriptor{MediaType: in.Data.Target.MediaType, Size: in.Data.Target.Size, Digest: in.Data.Target.Digest},
-		Topic:  in.Topic, Registry: in.Data.ConnectedRegistry.Name,
+		Topic:  in.Topic, Registry: in.Data.ConnectedRegistry.Name, Outbox: in.Data.Outbox,
 	}
 	return nil
 }

@@ -23,6 +23,12 @@ func pushed(repo, tag string) registry.Event {
 func TestEventJSON(t *testing.T) {
 	deleted := pushed("hello-world", "")
 	deleted.Action, deleted.Target.Size = registry.EventDelete, 0
+	conflict, other := pushed("hello-world", "1.0"), "sha256:"+strings.Repeat("cd", 32)
+	conflict.Action = registry.EventConflict
+	conflict.Outbox = &registry.EventOutbox{
+		Entry: 7, Action: registry.OutboxPush, Time: time.Date(2026, 11, 20, 22, 0, 0, 0, time.UTC), Principal: "line",
+		Conflict: registry.NewestWins, Parent: registry.Digest(other), Overwritten: registry.Digest(other),
+	}
 	for _, tt := range []struct {
 		name  string
 		event registry.Event
@@ -41,6 +47,14 @@ func TestEventJSON(t *testing.T) {
 			"data":{"id":"831e1650-001e-001b-66ab-eeb76e069631","timestamp":"2026-11-21T22:00:00.000000005Z","action":"delete",
 			"target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"` + sha + `","repository":"hello-world"},
 			"connectedregistry":{"name":"linea"}},
+			"dataVersion":"2.0","metadataVersion":"1","eventTime":"2026-11-21T22:00:00.000000005Z"}`},
+		{"conflict", conflict, `{"id":"831e1650-001e-001b-66ab-eeb76e069631",
+			"topic":"/providers/Microsoft.ContainerRegistry/registries/contoso/connectedRegistries/linea",
+			"subject":"hello-world:1.0","eventType":"ConnectedRegistry.TagConflict",
+			"data":{"id":"831e1650-001e-001b-66ab-eeb76e069631","timestamp":"2026-11-21T22:00:00.000000005Z","action":"conflict",
+			"target":{"mediaType":"application/vnd.oci.image.manifest.v1+json","size":3023,"digest":"` + sha + `","length":3023,"repository":"hello-world","tag":"1.0"},
+			"connectedregistry":{"name":"linea"},
+			"outbox":{"entry":7,"action":"push","time":"2026-11-20T22:00:00Z","principal":"line","conflict":"newestWins","parent":"` + other + `","overwritten":"` + other + `"}},
 			"dataVersion":"2.0","metadataVersion":"1","eventTime":"2026-11-21T22:00:00.000000005Z"}`},
 	} {
 		got, err := json.Marshal(tt.event)
@@ -70,6 +84,8 @@ func TestNotificationMatch(t *testing.T) {
 	untag := pushed("path/to/repo", "myTag")
 	untag.Action, untag.Target = registry.EventDelete, registry.Descriptor{}
 	push := pushed("path/to/repo", "myTag")
+	refused := push
+	refused.Action = registry.EventRefused
 	below := pushed("path/to/repo/deep/er", "1.0")
 	for _, tt := range []struct {
 		pattern string
@@ -80,6 +96,10 @@ func TestNotificationMatch(t *testing.T) {
 		{"*:*", del, true},
 		{"*:*", untag, true},
 		{"*:*:*", push, true},
+		{"*:*", refused, true},
+		{"path/to/repo:refused", refused, true},
+		{"path/to/repo:push", refused, false},
+		{"path/to/repo:conflict", refused, false},
 		{"*:*:*", untag, true},
 		{"*:*:*", del, false},
 		{"*@*:*", push, true},

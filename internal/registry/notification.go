@@ -14,7 +14,7 @@ type Notification struct {
 	Repository string
 	Tag        string // empty: with any tag and without
 	Digest     string // empty: any
-	Action     string // push, delete or *
+	Action     string // push, delete, expired, refused, conflict or *
 }
 
 // ParseNotification reads a pattern.
@@ -27,10 +27,8 @@ func ParseNotification(s string) (Notification, error) {
 		return fail("want name[:tag][@digest]:action")
 	}
 	n := Notification{Action: s[i+1:]}
-	switch n.Action {
-	case string(EventPush), string(EventDelete), "*":
-	default:
-		return fail("want it to end in :push, :delete or :*")
+	if n.Action != "*" && eventTypes[EventAction(n.Action)] == "" {
+		return fail("want it to end in :push, :delete, :expired, :refused, :conflict or :*")
 	}
 	target, digest, hasDigest := strings.Cut(s[:i], "@")
 	n.Digest = digest

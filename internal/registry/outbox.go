@@ -36,7 +36,8 @@ type OutboxEntry struct {
 	Tag         string       `json:"tag,omitempty"`
 	Digest      Digest       `json:"digest,omitempty"`
 	MediaType   string       `json:"mediaType,omitempty"`
-	Base        Digest       `json:"base,omitempty"` // where the tag stood at the parent when it moved here; empty: nowhere
+	Base        Digest       `json:"base,omitempty"` // where the tag stood at the parent when it moved here, or was seen there last; empty: nowhere
+	Put         Digest       `json:"put,omitempty"`  // what may stand there since, by an attempt of which no answer came
 	Principal   string       `json:"principal,omitempty"`
 	Time        time.Time    `json:"time"` // of the acknowledgement
 	State       OutboxState  `json:"state"`
@@ -64,9 +65,15 @@ type Outbox interface {
 	// OutboxDone removes an entry that the parent has answered for with the same digest. A tag that still stands where
 	// the entry put it counts as the parent's from now on. An entry that is gone already is no error.
 	OutboxDone(ctx context.Context, seq uint64) error
-	// OutboxLost removes an entry whose tag stays with the parent (conflict: parentWins): what was pushed here stays
-	// under its digest until the grace of garbage collection ends, the tag counts as the parent's and follows it.
-	OutboxLost(ctx context.Context, seq uint64) error
+	// OutboxLost removes an entry whose tag stays with the parent, at theirs (conflict: parentWins), or which is given up
+	// (empty): what was pushed here stays under its digest until the grace of garbage collection ends, the tag counts as
+	// the parent's and follows it.
+	OutboxLost(ctx context.Context, seq uint64, theirs Digest) error
+	// OutboxAttempt keeps, before an entry changes its tag at the parent, that the tag stands at e.Base there and may
+	// stand at e.Put soon, so that no later change takes the one for somebody else's when the answer is lost. overwrites
+	// is whether somebody else moved it to e.Base. ok is false when the entry is gone or became another one meanwhile:
+	// then the tag is not to be changed.
+	OutboxAttempt(ctx context.Context, e OutboxEntry, overwrites bool) (ok bool, err error)
 	// OutboxNote keeps state, attempts, next attempt, requeued and error of an entry. One that is gone is no error.
 	OutboxNote(ctx context.Context, e OutboxEntry) error
 	// OutboxExpire marks waiting entries as expired that have waited since before a time, and returns how many.

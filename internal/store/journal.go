@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -15,26 +16,48 @@ import (
 // maxJournal bounds the events that wait to be told; beyond it the oldest are dropped and counted.
 const maxJournal = 10_000
 
-// journalRow is what came or went: a manifest by digest, or a tag with its manifest.
+// journalActions has the code of each action in the journal as its index.
+var journalActions = []registry.EventAction{
+	registry.EventPush, registry.EventDelete, registry.EventExpired, registry.EventRefused, registry.EventConflict,
+}
+
+// journalRow is what came or went, a manifest by digest or a tag with its manifest, or what became of a row of the outbox.
 type journalRow struct {
-	deleted   bool
+	action    registry.EventAction
 	at        int64 // unix seconds
 	repo, tag string
 	digest    registry.Digest
 	mediaType string
 	size      int64
+	outbox    *registry.EventOutbox
 }
 
 func (r journalRow) encode() []byte {
-	b := putText(putText(putInt(putInt(nil, bit(r.deleted, 1)), r.at), r.repo), r.tag)
-	return putInt(putMediaType(putDigest(b, r.digest), r.mediaType), r.size)
+	b := putText(putText(putInt(putInt(nil, int64(slices.Index(journalActions, r.action))), r.at), r.repo), r.tag)
+	b = putInt(putMediaType(putDigest(b, r.digest), r.mediaType), r.size)
+	if o := r.outbox; o != nil {
+		b = putInt(putText(putInt(b, int64(o.Entry)), string(o.Action)), o.Time.Unix())
+		b = putText(putText(putText(b, o.Principal), o.Error), string(o.Conflict))
+		b = putDigest(putDigest(b, o.Parent), o.Overwritten)
+	}
+	return b
 }
 
 func decodeJournal(b []byte) (row journalRow, err error) {
 	r := reader{b: b}
-	row.deleted = r.uint()&1 != 0
+	if n := r.uint(); n < uint64(len(journalActions)) {
+		row.action = journalActions[n]
+	} else {
+		r.bad = true
+	}
 	row.at, row.repo, row.tag, row.digest = r.int(), r.text(), r.text(), r.optionalDigest()
 	row.mediaType, row.size = r.mediaType(), r.int()
+	if row.action != registry.EventPush && row.action != registry.EventDelete {
+		row.outbox = &registry.EventOutbox{
+			Entry: uint64(r.int()), Action: registry.OutboxAction(r.text()), Time: time.Unix(r.int(), 0).UTC(), Principal: r.text(), Error: r.text(),
+			Conflict: registry.Conflict(r.text()), Parent: r.optionalDigest(), Overwritten: r.optionalDigest(),
+		}
+	}
 	return row, r.err()
 }
 
@@ -116,14 +139,10 @@ func waiting(b *bbolt.Bucket) int {
 // event is the row as others see it. Its ID follows from all of it and its number.
 func (r journalRow) event(key, value []byte) registry.Event {
 	sum := sha256.Sum256(append(append([]byte{}, key...), value...))
-	e := registry.Event{
-		ID: hex.EncodeToString(sum[:16]), Time: time.Unix(r.at, 0).UTC(), Action: registry.EventPush, Repository: r.repo, Tag: r.tag,
-		Target: registry.Descriptor{MediaType: r.mediaType, Digest: r.digest, Size: r.size},
+	return registry.Event{
+		ID: hex.EncodeToString(sum[:16]), Time: time.Unix(r.at, 0).UTC(), Action: r.action, Repository: r.repo, Tag: r.tag,
+		Target: registry.Descriptor{MediaType: r.mediaType, Digest: r.digest, Size: r.size}, Outbox: r.outbox,
 	}
-	if r.deleted {
-		e.Action = registry.EventDelete
-	}
-	return e
 }
 
 // JournalTold takes out the events up to a number, which were told, and counts what is dropped anew.
@@ -146,7 +165,28 @@ func (s *Store) JournalTold(ctx context.Context, seq uint64) error {
 // told of, with its tag where it comes under one and by digest otherwise; every move of a tag; every tag that goes, with
 // the digest that it had; and every manifest that goes, whoever did it: a client, synchronisation or collection.
 func (r *repoTx) tell(deleted bool, tag string, d registry.Digest, m manifestRow) error {
-	t := r.t
+	action := registry.EventPush
+	if deleted {
+		action = registry.EventDelete
+	}
+	return r.t.journal(journalRow{action: action, repo: r.name, tag: tag, digest: d, mediaType: m.mediaType, size: m.size})
+}
+
+// tellOutbox notes what became of a row of the outbox. Of a conflict how it was decided, and where the tag stood at the
+// parent, is in o.
+func (q *outboxTx) tellOutbox(action registry.EventAction, seq uint64, row outboxRow, o registry.EventOutbox) error {
+	o.Entry, o.Action, o.Time, o.Principal, o.Error = seq, outboxActions[row.action], time.Unix(row.at, 0), row.principal, row.failure
+	told := journalRow{action: action, repo: row.repo, tag: row.tag, digest: row.digest, mediaType: row.mediaType, outbox: &o}
+	if r, err := q.t.repo(row.repo); err == nil {
+		if m, err := r.manifest(row.digest); err == nil {
+			told.mediaType, told.size = m.mediaType, m.size
+		}
+	}
+	return q.t.journal(told)
+}
+
+// journal appends a row, unless nobody wants to know.
+func (t *tx) journal(row journalRow) error {
 	if !t.s.journaling.Load() {
 		return nil
 	}
@@ -172,7 +212,7 @@ func (r *repoTx) tell(deleted bool, tag string, d registry.Digest, m manifestRow
 		return err
 	}
 	t.told = true
-	row := journalRow{deleted: deleted, at: t.now, repo: r.name, tag: tag, digest: d, mediaType: m.mediaType, size: m.size}
+	row.at = t.now
 	return t.put(b, seqKey(seq), row.encode())
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -76,6 +77,78 @@ func TestJournal(t *testing.T) {
 	want = nil
 	do(s.SetJournal(ctx, false))
 	do(registrytest.Push(ctx, s, testRepo, "silent", three))
+}
+
+// TestJournalOfOutbox: what expires, is refused or was moved at the parent as well is told in the transaction that decides
+// it, with what waits and what the tag does not stand at any more; and it survives a restart.
+func TestJournalOfOutbox(t *testing.T) {
+	ctx, dir := t.Context(), t.TempDir()
+	var now testTime
+	s := climbing(t, dir, now.options())
+	if err := s.SetJournal(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	one, two, theirs := registrytest.NewImage(1, 100), registrytest.NewImage(2, 100), registrytest.NewImage(3, 100)
+	for tag, image := range map[string]registrytest.Image{"a": one, "b": two} {
+		if err := registrytest.Push(ctx, s, testRepo, tag, image); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if page, err := s.Journal(ctx, 100); err != nil || s.JournalTold(ctx, page.Seqs[len(page.Seqs)-1]) != nil {
+		t.Fatal(err)
+	}
+	now.pass(72 * time.Hour)
+	if n, err := s.OutboxExpire(ctx, now.options().Clock.Now().Add(-48*time.Hour)); n != 2 || err != nil {
+		t.Fatalf("%d expired, %v", n, err)
+	}
+	entries, err := s.OutboxEntries(ctx, 0, 100)
+	if err != nil || len(entries) != 2 {
+		t.Fatal(entries, err)
+	}
+	for range 2 { // the second time is no news
+		e := entries[0]
+		e.State, e.Error = registry.OutboxRefused, "locked"
+		if err := s.OutboxNote(ctx, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := entries[0]
+	e.Base, e.Put = theirs.Digest, e.Digest
+	for range 2 { // what is known already is not written again
+		if ok, err := s.OutboxAttempt(ctx, e, true); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	e.Digest = theirs.Digest
+	if ok, err := s.OutboxAttempt(ctx, e, true); ok || err != nil {
+		t.Fatal("an entry that became another one is tried", err)
+	}
+	if err := s.OutboxLost(ctx, entries[1].Seq, theirs.Digest); err != nil {
+		t.Fatal(err)
+	}
+	closeChecked(t, s)
+	s = openStore(t, dir, now.options())
+	page, err := s.Journal(ctx, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range page.Events {
+		got = append(got, fmt.Sprintf("%s %s %s %d %s %q %s %s %s", e.Action, e.Tag, short(e.Target.Digest), e.Outbox.Entry, e.Outbox.Action,
+			e.Outbox.Error, e.Outbox.Conflict, short(e.Outbox.Parent), short(e.Outbox.Overwritten)))
+	}
+	line := func(action registry.EventAction, i int, rest string) string {
+		e := entries[i]
+		return fmt.Sprintf("%s %s %s %d push %s", action, e.Tag, short(e.Digest), e.Seq, rest)
+	}
+	want := []string{
+		line("expired", 0, `""  - -`), line("expired", 1, `""  - -`), line("refused", 0, `"locked"  - -`),
+		line("conflict", 0, fmt.Sprintf(`"locked" newestWins %s %[1]s`, short(theirs.Digest))),
+		line("conflict", 1, fmt.Sprintf(`"" parentWins %s %s`, short(theirs.Digest), short(entries[1].Digest))),
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("told\n%q\nwant\n%q", got, want)
+	}
 }
 
 // TestJournalIsOneTransaction counts the commits of a push with a journal, an outbox and ten layers.

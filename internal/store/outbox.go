@@ -172,8 +172,47 @@ func (s *Store) OutboxDone(ctx context.Context, seq uint64) error {
 
 // OutboxLost implements registry.Outbox, for whatever entry is given up: what an untag or a delete took away here comes
 // back with synchronisation when the parent still has it.
-func (s *Store) OutboxLost(ctx context.Context, seq uint64) error {
-	return s.changeEntry(ctx, seq, func(q *outboxTx, row outboxRow) error { return q.settle(seq, row, true) })
+func (s *Store) OutboxLost(ctx context.Context, seq uint64, theirs registry.Digest) error {
+	return s.changeEntry(ctx, seq, func(q *outboxTx, row outboxRow) error {
+		if theirs != "" {
+			o := registry.EventOutbox{Conflict: registry.ParentWins, Parent: theirs}
+			if row.action == rowPush {
+				o.Overwritten = row.digest
+			}
+			if err := q.tellOutbox(registry.EventConflict, seq, row, o); err != nil {
+				return err
+			}
+		}
+		return q.settle(seq, row, true)
+	})
+}
+
+// OutboxAttempt implements registry.Outbox. An attempt of which all is known already is not written again.
+func (s *Store) OutboxAttempt(ctx context.Context, e registry.OutboxEntry, overwrites bool) (ok bool, err error) {
+	if now, err := s.OutboxEntries(ctx, max(e.Seq, 1)-1, 1); err != nil {
+		return false, err
+	} else if len(now) == 1 && now[0].Seq == e.Seq && same(now[0], e) && now[0].Base == e.Base && now[0].Put == e.Put {
+		return true, nil
+	}
+	err = s.changeEntry(ctx, e.Seq, func(q *outboxTx, row outboxRow) error {
+		if ok = same(row.entry(e.Seq), e); !ok {
+			return nil
+		}
+		if overwrites {
+			o := registry.EventOutbox{Conflict: registry.NewestWins, Parent: e.Base, Overwritten: e.Base}
+			if err := q.tellOutbox(registry.EventConflict, e.Seq, row, o); err != nil {
+				return err
+			}
+		}
+		row.above = above{e.Base, e.Put}
+		return q.put(e.Seq, row)
+	})
+	return ok && err == nil, err
+}
+
+// same reports whether two entries of the same number are about the same change.
+func same(a, b registry.OutboxEntry) bool {
+	return a.Action == b.Action && a.Tag == b.Tag && a.Digest == b.Digest
 }
 
 // OutboxNote implements registry.Outbox. Of an entry that became another one meanwhile, because a client changed the
@@ -184,7 +223,7 @@ func (s *Store) OutboxNote(ctx context.Context, e registry.OutboxEntry) error {
 		return registry.ErrInternal.WithMessage("outbox entry %d: state %q: want one of %v", e.Seq, e.State, outboxStates)
 	}
 	return s.changeEntry(ctx, e.Seq, func(q *outboxTx, row outboxRow) error {
-		if outboxActions[row.action] != e.Action || row.tag != e.Tag || row.digest != e.Digest {
+		if !same(row.entry(e.Seq), e) {
 			return nil
 		}
 		if state < stateExpired && !row.underWay() {
@@ -202,6 +241,11 @@ func (s *Store) OutboxNote(ctx context.Context, e registry.OutboxEntry) error {
 			row.failure = strings.ToValidUTF8(row.failure[:maxFailure], "")
 		}
 		q.t.outboxDelta().failure = &row.failure
+		if old, _ := q.row(e.Seq); e.State == registry.OutboxRefused && old.state != row.state {
+			if err := q.tellOutbox(registry.EventRefused, e.Seq, row, registry.EventOutbox{}); err != nil {
+				return err
+			}
+		}
 		return q.put(e.Seq, row)
 	})
 }
@@ -254,6 +298,9 @@ func (t *tx) expire(seqs []uint64, old func(uint64, outboxRow) bool) (n int, err
 			continue
 		}
 		row.state = stateExpired
+		if err := q.tellOutbox(registry.EventExpired, seq, row, registry.EventOutbox{}); err != nil {
+			return 0, err
+		}
 		if err := q.put(seq, row); err != nil {
 			return 0, err
 		}

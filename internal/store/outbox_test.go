@@ -332,7 +332,7 @@ func TestOutboxKeepsContent(t *testing.T) {
 		}
 	}
 	for _, e := range entries {
-		if err := s.OutboxLost(ctx, e.Seq); err != nil {
+		if err := s.OutboxLost(ctx, e.Seq, ""); err != nil {
 			t.Fatal(err)
 		}
 	}

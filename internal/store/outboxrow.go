@@ -31,13 +31,24 @@ const (
 	stateExpired   = 2
 )
 
+// rowTried is set in the state of an encoded row that ends with what attempts may have put under its tags. A release that
+// does not know it takes the row for damaged, and queues the tag again.
+const rowTried = 0x80
+
 // maxFailure bounds the text of an error in a row, in bytes.
 const maxFailure = 512
 
+// above is where a tag stands at the parent as far as it is known here. A parent that has the tag elsewhere was changed by
+// somebody else.
+type above struct {
+	base registry.Digest // where it stood when it was seen last
+	put  registry.Digest // what an attempt since then, of which no answer came, may have put there; empty: nothing
+}
+
 // baseTag is a tag that went with a deleted manifest, and where it stood at the parent.
 type baseTag struct {
-	tag  string
-	base registry.Digest
+	tag string
+	above
 }
 
 // outboxRow is one change that is not at the parent yet.
@@ -46,7 +57,7 @@ type outboxRow struct {
 	state     byte // index of outboxStates
 	repo, tag string
 	digest    registry.Digest // of an untag: where the tag stood here
-	base      registry.Digest
+	above
 	mediaType string
 	principal string
 	at        int64 // unix seconds of the acknowledgement
@@ -76,7 +87,11 @@ func (r *reader) optionalDigest() registry.Digest {
 }
 
 func (r outboxRow) encode() []byte {
-	b := putText(putText([]byte{r.action, r.state}, r.repo), r.tag)
+	state := r.state
+	if r.tried() {
+		state |= rowTried
+	}
+	b := putText(putText([]byte{r.action, state}, r.repo), r.tag)
 	b = putText(putMediaType(putDigest(putDigest(b, r.digest), r.base), r.mediaType), r.principal)
 	for _, v := range []int64{r.at, r.requeued, r.bytes, r.attempts, r.next} {
 		b = putInt(b, v)
@@ -85,15 +100,27 @@ func (r outboxRow) encode() []byte {
 	for _, t := range r.tags {
 		b = putDigest(putText(b, t.tag), t.base)
 	}
+	if !r.tried() {
+		return b
+	}
+	b = putDigest(b, r.put)
+	for _, t := range r.tags {
+		b = putDigest(b, t.put)
+	}
 	return b
 }
 
+// tried reports whether an attempt may have put anything under a tag of the row.
+func (r outboxRow) tried() bool {
+	return r.put != "" || slices.ContainsFunc(r.tags, func(t baseTag) bool { return t.put != "" })
+}
+
 func decodeOutbox(b []byte) (row outboxRow, err error) {
-	if len(b) < 2 || outboxActions[b[0]] == "" || int(b[1]) >= len(outboxStates) {
+	if len(b) < 2 || outboxActions[b[0]] == "" || int(b[1]&^rowTried) >= len(outboxStates) {
 		return row, errDamaged
 	}
 	r := reader{b: b[2:]}
-	row.action, row.state = b[0], b[1]
+	row.action, row.state = b[0], b[1]&^rowTried
 	row.repo, row.tag = r.text(), r.text()
 	row.digest, row.base = r.optionalDigest(), r.optionalDigest()
 	row.mediaType, row.principal = r.mediaType(), r.text()
@@ -102,7 +129,13 @@ func decodeOutbox(b []byte) (row outboxRow, err error) {
 	}
 	row.failure = r.text()
 	for n := r.uint(); n > 0 && !r.bad; n-- {
-		row.tags = append(row.tags, baseTag{r.text(), r.optionalDigest()})
+		row.tags = append(row.tags, baseTag{r.text(), above{base: r.optionalDigest()}})
+	}
+	if b[1]&rowTried != 0 {
+		row.put = r.optionalDigest()
+		for i := range row.tags {
+			row.tags[i].put = r.optionalDigest()
+		}
 	}
 	return row, r.err()
 }
@@ -110,7 +143,7 @@ func decodeOutbox(b []byte) (row outboxRow, err error) {
 // entry is the row as others see it.
 func (r outboxRow) entry(seq uint64) registry.OutboxEntry {
 	e := registry.OutboxEntry{
-		Seq: seq, Action: outboxActions[r.action], Repository: r.repo, Tag: r.tag, Digest: r.digest, MediaType: r.mediaType, Base: r.base,
+		Seq: seq, Action: outboxActions[r.action], Repository: r.repo, Tag: r.tag, Digest: r.digest, MediaType: r.mediaType, Base: r.base, Put: r.put,
 		Principal: r.principal, Time: time.Unix(r.at, 0).UTC(), State: outboxStates[r.state], Attempts: int(r.attempts), Error: r.failure,
 	}
 	if r.next != 0 {
@@ -129,17 +162,17 @@ func (r outboxRow) underWay() bool { return r.state < stateExpired }
 func (r outboxRow) since() int64 { return max(r.at, r.requeued) }
 
 // standing is where a tag of the row stands at the parent: where it did before the row, or where the row put it.
-func (r outboxRow) standing(tag string) registry.Digest {
+func (r outboxRow) standing(tag string) above {
 	i := slices.IndexFunc(r.tags, func(t baseTag) bool { return t.tag == tag })
 	switch {
 	case r.state == stateDelivered && r.action == rowPush:
-		return r.digest
+		return above{base: r.digest}
 	case r.state == stateDelivered:
-		return ""
+		return above{}
 	case i >= 0:
-		return r.tags[i].base
+		return r.tags[i].above
 	}
-	return r.base
+	return r.above
 }
 
 // wait makes a row be tried again at once.

@@ -23,8 +23,8 @@ import (
 //	delete of d           takes out every push of d, and what the queue has about the tags that pointed at d here; it
 //	                      always adds a delete.
 //
-// The base of a tag is where it stood at the parent before the first change that is not there yet; it passes from a row
-// to the one that replaces it. What synchronisation does adds nothing. While climbing is off, rows are replaced and
+// Where a tag stands at the parent is kept with the row: where it was seen last, and what an attempt since then may have
+// put there. It passes from a row to the one that replaces it. What synchronisation does adds nothing. While climbing is off, rows are replaced and
 // taken out and none is added.
 //
 // A manifest with a queued push has its flag pushed set, which keeps it from synchronisation, eviction and collection,
@@ -37,7 +37,7 @@ func (r *repoTx) queuePush(tag string, m registry.Descriptor, row manifestRow, p
 	if q == nil || err != nil {
 		return err
 	}
-	var base registry.Digest
+	var base above
 	if tag != "" {
 		done, b, err := q.replace(r, tag, m.Digest)
 		if done || err != nil {
@@ -55,7 +55,7 @@ func (r *repoTx) queuePush(tag string, m registry.Descriptor, row manifestRow, p
 		return q.revive(queued[0])
 	}
 	return q.add(outboxRow{
-		action: rowPush, repo: r.name, tag: tag, digest: m.Digest, mediaType: m.MediaType, base: base, principal: principal,
+		action: rowPush, repo: r.name, tag: tag, digest: m.Digest, mediaType: m.MediaType, above: base, principal: principal,
 		bytes: r.t.uncounted(m, row),
 	})
 }
@@ -70,7 +70,7 @@ func (r *repoTx) queueUntag(tag string, principal string) error {
 	if err != nil || !r.t.s.climbing.Load() {
 		return err
 	}
-	row := outboxRow{action: rowUntag, repo: r.name, tag: tag, base: base, principal: principal}
+	row := outboxRow{action: rowUntag, repo: r.name, tag: tag, above: base, principal: principal}
 	if here, err := r.tag(tag); err == nil {
 		row.digest = here.digest
 	}
@@ -124,15 +124,15 @@ func (r *repoTx) queueDeleteAll(rows map[registry.Digest]manifestRow, principal 
 }
 
 // base is where a tag without a row stands at the parent, as far as it is known here.
-func (r *repoTx) base(tag string) registry.Digest {
+func (r *repoTx) base(tag string) above {
 	if row, err := r.tag(tag); err == nil && !row.pushed {
-		return row.digest
+		return above{base: row.digest}
 	}
-	return ""
+	return above{}
 }
 
 // takeTag takes out what the queue has about a tag and returns the tag's base. A push goes with its row.
-func (q *outboxTx) takeTag(r *repoTx, tag string) (registry.Digest, error) {
+func (q *outboxTx) takeTag(r *repoTx, tag string) (above, error) {
 	seq, row, ok := q.ofTag(r.name, tag)
 	if !ok {
 		return r.base(tag), nil
@@ -143,21 +143,21 @@ func (q *outboxTx) takeTag(r *repoTx, tag string) (registry.Digest, error) {
 	base := row.standing(tag)
 	row.tags = slices.DeleteFunc(row.tags, func(t baseTag) bool { return t.tag == tag })
 	if err := q.forgetTag(seq, r.name, tag); err != nil {
-		return "", err
+		return above{}, err
 	}
 	return base, q.put(seq, row)
 }
 
 // replace makes room for a newer row about a tag, which moves to d or, with an empty d, goes. done is whether the row
 // that is there says the same already.
-func (q *outboxTx) replace(r *repoTx, tag string, d registry.Digest) (done bool, base registry.Digest, err error) {
+func (q *outboxTx) replace(r *repoTx, tag string, d registry.Digest) (done bool, base above, err error) {
 	seq, row, ok := q.ofTag(r.name, tag)
 	switch {
 	case !ok || row.action != rowPush:
 		base, err = q.takeTag(r, tag)
 		return false, base, err
 	case row.digest == d:
-		return true, "", q.revive(seq)
+		return true, above{}, q.revive(seq)
 	}
 	base = row.standing(tag)
 	if slices.Index(q.ofDigest(r.name, row.digest, rowPush), seq) > 0 {
@@ -166,7 +166,7 @@ func (q *outboxTx) replace(r *repoTx, tag string, d registry.Digest) (done bool,
 	if err := q.forgetTag(seq, r.name, tag); err != nil {
 		return false, base, err
 	}
-	row.tag, row.base = "", ""
+	row.tag, row.above = "", above{}
 	if outboxStates[row.state] == registry.OutboxRefused {
 		row.wait(q.t.now) // the tag may have been the reason
 	}
@@ -198,7 +198,7 @@ func (q *outboxTx) endDelete(r *repoTx, d registry.Digest, tag, principal string
 			if t.tag == tag || row.state == stateDelivered || !r.t.s.climbing.Load() {
 				continue
 			}
-			if err := q.add(outboxRow{action: rowUntag, repo: r.name, tag: t.tag, digest: d, base: t.base, principal: principal}); err != nil {
+			if err := q.add(outboxRow{action: rowUntag, repo: r.name, tag: t.tag, digest: d, above: t.above, principal: principal}); err != nil {
 				return err
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -148,13 +149,29 @@ func TestRows(t *testing.T) {
 		"tag made before": {tagRow{digest: d, pushed: true, at: 9, seq: 2, created: 4}.encode(), func(b []byte) ([]byte, error) { r, err := decodeTag(b); return r.encode(), err }},
 		"lock":            {encodeLock(registry.Attributes{NoWrite: true, NoList: true}), func(b []byte) ([]byte, error) { a, err := decodeLock(b); return encodeLock(a), err }},
 		"journal": {
-			journalRow{deleted: true, at: 1, repo: "a/b", tag: "t", digest: d512, mediaType: "x/y", size: 1 << 40}.encode(),
+			journalRow{action: registry.EventDelete, at: 1, repo: "a/b", tag: "t", digest: d512, mediaType: "x/y", size: 1 << 40}.encode(),
 			func(b []byte) ([]byte, error) { r, err := decodeJournal(b); return r.encode(), err },
+		},
+		"journal of the outbox": {
+			journalRow{
+				action: registry.EventConflict, at: 1, repo: "a/b", tag: "t", digest: d512, mediaType: "x/y", size: 3,
+				outbox: &registry.EventOutbox{
+					Entry: 4, Action: registry.OutboxPush, Time: time.Unix(5, 0).UTC(), Principal: "line", Error: "DENIED",
+					Conflict: registry.ParentWins, Parent: d, Overwritten: d512,
+				},
+			}.encode(),
+			func(b []byte) ([]byte, error) { r, err := decodeJournal(b); return r.encode(), err },
+		},
+		"outbox after an attempt": {
+			outboxRow{
+				action: rowDelete, repo: "a/b", digest: d512, above: above{put: d}, tags: []baseTag{{"x", above{base: d, put: d512}}, {"y", above{}}},
+			}.encode(),
+			func(b []byte) ([]byte, error) { r, err := decodeOutbox(b); return r.encode(), err },
 		},
 		"outbox": {
 			outboxRow{
-				action: rowDelete, state: 2, repo: "a/b", tag: "t", digest: d512, base: d, mediaType: registry.MediaTypeImageIndex, principal: "line",
-				at: 1, requeued: 2, bytes: 1 << 40, attempts: 4, next: 5, failure: "DENIED", tags: []baseTag{{"x", d}, {"y", ""}},
+				action: rowDelete, state: 2, repo: "a/b", tag: "t", digest: d512, above: above{base: d}, mediaType: registry.MediaTypeImageIndex, principal: "line",
+				at: 1, requeued: 2, bytes: 1 << 40, attempts: 4, next: 5, failure: "DENIED", tags: []baseTag{{"x", above{base: d}}, {"y", above{}}},
 			}.encode(),
 			func(b []byte) ([]byte, error) { r, err := decodeOutbox(b); return r.encode(), err },
 		},

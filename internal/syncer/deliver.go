@@ -28,6 +28,9 @@ func (c *climber) deliver(ctx context.Context, set Settings, p Pusher, kind regi
 	default:
 		err = registry.ErrUnsupported.WithMessage("an entry of an unknown kind: %q", d.e.Action)
 	}
+	if errors.Is(err, errSuperseded) {
+		return result{entry: d.e, gone: true} // what became of it is in the queue as it is read next
+	}
 	if err == nil {
 		if d.delivered {
 			return result{entry: d.e}
@@ -48,7 +51,8 @@ type delivery struct {
 	delivered bool // it is to be looked at once more
 }
 
-func (d *delivery) tagKey() string { return d.e.Repository + ":" + d.e.Tag }
+// errSuperseded ends an attempt for an entry that a client changed meanwhile.
+var errSuperseded = errors.New("a client changed the tag meanwhile")
 
 // at returns the digest that a reference has at the parent; empty when there is none.
 func (d *delivery) at(ctx context.Context, ref registry.Reference) (registry.Digest, error) {
@@ -95,29 +99,47 @@ func (d *delivery) push(ctx context.Context) error {
 		ref = byDigest
 	}
 	if !lost || !there {
-		if err := d.put(ctx, ref, there); err != nil {
+		if err := d.put(ctx, ref, there, func() error { return d.attempt(ctx, at, e.Digest, overwrites) }); err != nil {
 			return err
 		}
 	}
-	if overwrites {
-		d.c.tell(ctx, registry.OutboxConflict{
-			Time: d.c.s.o.Clock.Now(), Repository: e.Repository, Tag: e.Tag, Ours: e.Digest, Theirs: at, ParentWins: lost, Principal: e.Principal,
-		})
-	}
 	if lost {
-		return d.lost(ctx)
+		return d.lost(ctx, e.Digest, at)
 	}
 	return d.sure(ctx)
 }
 
 // overwrites reports whether the tag stands at the parent where neither it stood when it moved here, nor we put it.
 func (d *delivery) overwrites(at registry.Digest) bool {
-	return d.e.Tag != "" && at != "" && at != d.e.Base && at != d.e.Digest && !d.c.put(d.tagKey(), at)
+	return d.e.Tag != "" && at != "" && at != d.e.Base && at != d.e.Put && at != d.e.Digest
+}
+
+// attempt notes durably that the tag, which stands at the parent at one digest, is about to be put at another: an answer
+// that is lost with this process then makes no conflict of ours with ours. A conflict is told of with it, once.
+func (d *delivery) attempt(ctx context.Context, at, put registry.Digest, overwrites bool) error {
+	d.e.Base, d.e.Put = at, put
+	ok, err := d.c.outbox.OutboxAttempt(ctx, d.e, overwrites)
+	switch {
+	case err != nil:
+		return local(err)
+	case !ok:
+		return errSuperseded
+	case overwrites:
+		d.tell(ctx, put, at, false)
+	}
+	return nil
+}
+
+// tell keeps how a conflict was decided.
+func (d *delivery) tell(ctx context.Context, ours, theirs registry.Digest, parentWins bool) {
+	d.c.tell(ctx, registry.OutboxConflict{
+		Time: d.c.s.o.Clock.Now(), Repository: d.e.Repository, Tag: d.e.Tag, Ours: ours, Theirs: theirs, ParentWins: parentWins, Principal: d.e.Principal,
+	})
 }
 
 // put sends what the parent lacks, and then the manifest. A parent that turns out to lack what it seemed to have is sent
 // all of it, once.
-func (d *delivery) put(ctx context.Context, ref registry.Reference, there bool) error {
+func (d *delivery) put(ctx context.Context, ref registry.Reference, there bool, attempt func() error) error {
 	m, err := d.manifest(ctx, d.e.Digest)
 	if err != nil {
 		return err
@@ -129,7 +151,9 @@ func (d *delivery) put(ctx context.Context, ref registry.Reference, there bool) 
 			}
 		}
 		if ref.Tag != "" {
-			d.c.putting(d.tagKey(), d.e.Digest)
+			if err := attempt(); err != nil {
+				return err
+			}
 		}
 		_, err := d.p.PutManifest(ctx, d.e.Repository, ref, m)
 		d.c.s.contact(err)
@@ -248,13 +272,12 @@ func (d *delivery) untag(ctx context.Context) error {
 	if at == "" || (overwrites && d.e.State == registry.OutboxDelivered) {
 		return d.done(ctx) // it is gone, or somebody put it there after us
 	}
+	if overwrites && d.set.Conflict == registry.ParentWins {
+		return d.lost(ctx, "", at)
+	}
 	if overwrites {
-		lost := d.set.Conflict == registry.ParentWins
-		d.c.tell(ctx, registry.OutboxConflict{
-			Time: d.c.s.o.Clock.Now(), Repository: d.e.Repository, Tag: d.e.Tag, Theirs: at, ParentWins: lost, Principal: d.e.Principal,
-		})
-		if lost {
-			return d.lost(ctx)
+		if err := d.attempt(ctx, at, "", true); err != nil {
+			return err
 		}
 	}
 	err = d.p.DeleteTag(ctx, d.e.Repository, d.e.Tag)
@@ -283,11 +306,13 @@ func (d *delivery) done(ctx context.Context) error {
 	return d.c.leave(ctx, d.e, d.c.outbox.OutboxDone)
 }
 
-// lost takes the entry out of the queue: the tag stays with the parent.
-func (d *delivery) lost(ctx context.Context) error {
-	if err := d.c.leave(ctx, d.e, d.c.outbox.OutboxLost); err != nil {
+// lost takes the entry, which wanted the tag at ours, out of the queue: the tag stays with the parent, at theirs.
+func (d *delivery) lost(ctx context.Context, ours, theirs registry.Digest) error {
+	err := d.c.leave(ctx, d.e, func(ctx context.Context, seq uint64) error { return d.c.outbox.OutboxLost(ctx, seq, theirs) })
+	if err != nil {
 		return err
 	}
+	d.tell(ctx, ours, theirs, true)
 	return d.c.resync(ctx)
 }
 

@@ -44,7 +44,6 @@ type climber struct {
 	until    time.Time
 	lastOpen time.Time                  // when the window was opened last
 	expired  time.Time                  // when it was looked for what is too old; of Climb alone
-	ours     map[string]registry.Digest // repository:tag -> what was last put there
 	had      map[registry.Digest]string // where the parent has a blob, as far as seen
 	sessions sessions
 	told     []registry.OutboxConflict
@@ -62,7 +61,7 @@ type flight struct {
 func newClimber(s *Syncer) *climber {
 	c := &climber{
 		s: s, outbox: s.o.Outbox, flights: map[uint64]*flight{}, kick: make(chan struct{}),
-		ours: map[string]registry.Digest{}, had: map[registry.Digest]string{}, blobs: locks{held: map[registry.Digest]chan struct{}{}},
+		had: map[registry.Digest]string{}, blobs: locks{held: map[registry.Digest]chan struct{}{}},
 	}
 	c.index = &queueIndex{c: c, tags: map[key]int{}, deleted: map[key]int{}, passed: map[key]bool{}, left: map[key]uint64{}}
 	return c

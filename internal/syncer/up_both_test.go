@@ -101,3 +101,40 @@ func TestBothDirections(t *testing.T) {
 		}
 	}
 }
+
+// TestOursIsNoConflict stops the process after the parent took a push and before its answer came; then the tag is pushed
+// again. The tag stands at the parent where we put it: nobody else moved it, and neither policy says so.
+func TestOursIsNoConflict(t *testing.T) {
+	for _, conflict := range []registry.Conflict{registry.NewestWins, registry.ParentWins} {
+		t.Run(string(conflict), func(t *testing.T) {
+			p := newParent()
+			base, first, second := registrytest.NewImage(1, 10), registrytest.NewImage(2, 20), registrytest.NewImage(3, 30)
+			push(t, p, "app", "v", base)
+			set := climbing(t, p, "app")
+			set.Conflict = conflict
+			f := newFloor(t, set, syncer.Options{ConfirmAfter: -1}, true)
+			f.until("it is synced", func() bool { return stands(t, f.store, "v") == base.Digest })
+			p.set(func(p *parent) {
+				p.after = func(string) error {
+					p.away = away // and so is every later question: the answer is lost for good
+					return away
+				}
+			})
+			f.push("v", first)
+			f.until("the parent took it", func() bool { return stands(t, p.Registry, "v") == first.Digest })
+			f.stop()
+			p.set(func(p *parent) { p.away, p.after = nil, nil })
+			f.push("v", second)
+			f.start(set, syncer.Options{ConfirmAfter: -1})
+			f.empty()
+			f.until("both sides are equal", func() bool {
+				return stands(t, f.store, "v") == second.Digest && stands(t, p.Registry, "v") == second.Digest
+			})
+			var s registry.Status
+			f.Describe(&s)
+			if len(s.Outbox.Conflicts) != 0 {
+				t.Errorf("conflicts %+v", s.Outbox.Conflicts)
+			}
+		})
+	}
+}

@@ -75,8 +75,11 @@ func (p *parent) DeleteTag(ctx context.Context, repo, tag string) error {
 // floor is a ReadWrite registry whose outbox climbs to a parent. Clients push to its store.
 type floor struct {
 	*syncer.Syncer
-	t     *testing.T
-	store *store.Store
+	t      *testing.T
+	store  *store.Store
+	down   bool
+	cancel context.CancelFunc
+	group  sync.WaitGroup
 }
 
 // newFloor starts one. down says whether it takes from the parent, too.
@@ -90,23 +93,42 @@ func newFloor(t *testing.T, set syncer.Settings, o syncer.Options, down bool) *f
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.InstanceID, o.Outbox, o.Holders = st.InstanceID(), st, st.BlobHolders
-	s := syncer.New(ctx, st, o)
-	s.Update(set)
-	var group sync.WaitGroup
-	group.Go(func() { s.Climb(ctx) })
-	if down {
-		group.Go(func() { s.Run(ctx) })
-	}
+	f := &floor{t: t, store: st, down: down}
+	f.cancel = cancel
+	f.run(ctx, set, o)
 	t.Cleanup(func() {
-		cancel()
-		group.Wait()
-		s.Wait()
+		f.stop()
 		if err := st.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return &floor{Syncer: s, t: t, store: st}
+	return f
+}
+
+// run has a new process carry what the store holds.
+func (f *floor) run(ctx context.Context, set syncer.Settings, o syncer.Options) {
+	o.InstanceID, o.Outbox, o.Holders = f.store.InstanceID(), f.store, f.store.BlobHolders
+	s := syncer.New(ctx, f.store, o)
+	s.Update(set)
+	f.Syncer = s
+	f.group.Go(func() { s.Climb(ctx) })
+	if f.down {
+		f.group.Go(func() { s.Run(ctx) })
+	}
+}
+
+// start is run after stop.
+func (f *floor) start(set syncer.Settings, o syncer.Options) {
+	ctx, cancel := context.WithCancel(context.Background())
+	f.cancel = cancel
+	f.run(ctx, set, o)
+}
+
+// stop ends the process that carries.
+func (f *floor) stop() {
+	f.cancel()
+	f.group.Wait()
+	f.Wait()
 }
 
 func climbing(t *testing.T, p *parent, scope ...string) syncer.Settings {

@@ -169,23 +169,6 @@ func (c *climber) leave(ctx context.Context, e registry.OutboxEntry, how func(co
 	return nil
 }
 
-// put reports whether it was us who put the digest under the tag.
-func (c *climber) put(tag string, d registry.Digest) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.ours[tag] == d
-}
-
-// putting remembers what we put under a tag.
-func (c *climber) putting(tag string, d registry.Digest) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.ours) >= maxKnown {
-		clear(c.ours)
-	}
-	c.ours[tag] = d
-}
-
 // has remembers that the parent has a blob.
 func (c *climber) has(d registry.Digest, repo string) {
 	c.mu.Lock()
@@ -333,7 +316,7 @@ func (s *Syncer) OutboxDrop(ctx context.Context, seq uint64) (registry.OutboxEnt
 		f.cancel()
 	}
 	s.up.mu.Unlock()
-	if err := s.up.leave(ctx, e, s.o.Outbox.OutboxLost); err != nil {
+	if err := s.up.leave(ctx, e, func(ctx context.Context, seq uint64) error { return s.o.Outbox.OutboxLost(ctx, seq, "") }); err != nil {
 		return registry.OutboxEntry{}, err
 	}
 	return e, s.up.resync(ctx)

@@ -161,7 +161,7 @@ func TestFieldErrors(t *testing.T) {
 		{"expiry of nothing", token(`"scopeMap": "m", "expiry2": "2027-01-01T00:00:00Z"`), "clientTokens.line-a.expiry2", "no password2"},
 		{"status", token(`"scopeMap": "m", "status": "on"`), "clientTokens.line-a.status", "want enabled, disabled"},
 		{"token's type", `{"clientTokens": {"line-a": "x"}}`, "clientTokens.line-a", "want an object"},
-		{"notification", `{"notifications": {"all": "*:pull"}}`, "notifications.all", ":push, :delete or :*"},
+		{"notification", `{"notifications": {"all": "*:pull"}}`, "notifications.all", ":push, :delete, :expired, :refused, :conflict or :*"},
 		{"gc schedule", `{"garbageCollection": {"schedule": "@daily"}}`, "garbageCollection.schedule", "not a name"},
 		{"log level", `{"logging": {"logLevel": "Loud"}}`, "logging.logLevel", "want Debug, Information, Warning, Error, None"},
 		{"audit", `{"logging": {"auditLogStatus": true}}`, "logging.auditLogStatus", "want a string, got true or false"},
