@@ -356,13 +356,14 @@ func TestCollectBesidePushes(t *testing.T) {
 	// then does what a client does and pushes again. Images that were acknowledged must stay whole.
 	var pushers sync.WaitGroup
 	const workers, rounds = 6, 25
+	var fetching sync.Map
 	for w := range workers {
 		pushers.Go(func() {
 			for i := range rounds {
 				image := registrytest.NewImage(uint64(1+(w+i)%5), 500, 700) // pushers share content
 				repo := fmt.Sprintf("soak/%d", w%3)
 				tag := fmt.Sprintf("w%d", w)
-				if err := soakPush(t.Context(), s, repo, tag, image, w%2 == 0); err != nil {
+				if err := soakPush(t.Context(), s, &fetching, repo, tag, image, w%2 == 0); err != nil {
 					t.Errorf("push: %v", err)
 					return
 				}
@@ -386,14 +387,19 @@ func TestCollectBesidePushes(t *testing.T) {
 	}
 }
 
-// soakPush pushes, or fetches and commits, until it is acknowledged.
-func soakPush(ctx context.Context, s *Store, repo, tag string, image registrytest.Image, sync bool) error {
+// soakPush pushes, or fetches and commits, until it is acknowledged. As whoever fetches has to, it fetches a blob once at
+// a time; fetching holds a *sync.Mutex for each digest.
+func soakPush(ctx context.Context, s *Store, fetching *sync.Map, repo, tag string, image registrytest.Image, fetch bool) error {
 	for try := 0; ; try++ {
 		var err error
-		if sync {
+		if fetch {
 			o := newOracle()
 			for _, b := range image.Blobs {
-				if err = fetchBlob(b).do(ctx, s, o); err != nil {
+				lock, _ := fetching.LoadOrStore(b.Digest, new(sync.Mutex))
+				lock.(*sync.Mutex).Lock()
+				err = fetchBlob(b).do(ctx, s, o)
+				lock.(*sync.Mutex).Unlock()
+				if err != nil {
 					break
 				}
 			}
@@ -403,8 +409,7 @@ func soakPush(ctx context.Context, s *Store, repo, tag string, image registrytes
 		} else {
 			err = registrytest.Push(ctx, s, repo, tag, image)
 		}
-		again := errors.Is(err, registry.ErrManifestBlobUnknown) || errors.Is(err, registry.ErrConflict) ||
-			errors.Is(err, registry.ErrBlobUnknown)
+		again := errors.Is(err, registry.ErrManifestBlobUnknown) || errors.Is(err, registry.ErrBlobUnknown)
 		if err == nil || !again || try > 2000 {
 			return err
 		}

@@ -31,9 +31,18 @@ func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKi
 		return outcome{err: err, whole: true}
 	}
 	s.recordRepositories(l, p, local)
+	var signed []subject // perhaps, since they were asked of last
+	if kind != registry.KindConnected && !it.retry {
+		signed = s.dueSubjects(set, l, local)
+	}
 	out := s.fetchAll(ctx, set, kind, l, p.fetch)
 	if !out.whole {
 		whole, late := s.lateReferrers(ctx, set, l)
+		if !whole {
+			var failed error
+			whole, failed = s.askReferrers(ctx, set, l, signed)
+			late = cmp.Or(late, failed)
+		}
 		out.err, out.whole = cmp.Or(out.err, l.failed, late), l.failed != nil || whole
 	}
 	if ctx.Err() != nil {
@@ -127,6 +136,9 @@ func (s *Syncer) fetchBatch(ctx context.Context, set Settings, wants []want, ofR
 			if w.err != nil && !s.alone(gctx, set, w.err) {
 				s.recordTags(*w)
 				return w.err
+			}
+			if w.done {
+				s.follow(subject{w.repo, w.digest})
 			}
 			s.noteWant(*w)
 			s.recordTags(*w)

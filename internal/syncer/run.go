@@ -29,6 +29,7 @@ const (
 func (s *Syncer) Run(ctx context.Context) {
 	var lastRun, retryAt, until time.Time
 	lastDone := s.recall(ctx)
+	s.recallIntent(ctx)
 	failures := 0
 	verify := true // the first iteration looks whether all that should be here still is
 	for ctx.Err() == nil {
@@ -41,17 +42,23 @@ func (s *Syncer) Run(ctx context.Context) {
 		if failed = failed && failures == 0 && (until.IsZero() || now.Add(again).Before(until)); failed {
 			pause = min(pause, again)
 		}
+		if s.intent.resumed {
+			pause = min(pause, max(retryAt.Sub(now), 0))
+		}
 		pause = max(pause, lastRun.Add(pollGap).Sub(now))
 		if !asked {
 			pause = max(pause, s.spentFor(now))
 		}
 		if set.Parent == nil || len(set.Scope) == 0 {
 			pause = lookAgain
-			s.answer(s.takeTriggers(), errNothingToSync(set))
+			triggers := s.takeTriggers()
+			s.fulfil(ctx, len(triggers) > 0, false)
+			s.answer(triggers, errNothingToSync(set))
 		} else if asked || pause <= 0 {
 			triggers := s.takeTriggers()
 			lastRun = now
-			it := iteration{until: due.Until, asked: len(triggers) > 0, verify: verify || len(triggers) > 0}
+			it := iteration{until: due.Until, asked: len(triggers) > 0 || s.intent.resumed}
+			it.verify = verify || it.asked
 			it.poll = !it.verify && failures == 0 && set.Schedule.Schedule.Continuous()
 			if !due.Open && !it.asked && failures == 0 && (!it.poll || s.kind() != registry.KindConnected) {
 				it.retry, it.until = true, until // only what failed by itself
@@ -64,6 +71,7 @@ func (s *Syncer) Run(ctx context.Context) {
 				failures, lastDone, verify = 0, time.Time{}, true
 				continue
 			}
+			s.fulfil(ctx, len(triggers) > 0, err == nil || errors.As(err, new(partialError)))
 			s.answer(triggers, err)
 			switch {
 			case it.retry && (err == nil || errors.As(err, new(partialError))):

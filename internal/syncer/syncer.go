@@ -107,6 +107,7 @@ type Syncer struct {
 	up    *climber
 	tasks sync.WaitGroup // goroutines that outlive a request
 
+	intent    intent
 	mu        sync.Mutex
 	rechecked tagName // the last tag of those that are asked for in turns
 	settings  Settings
@@ -118,6 +119,7 @@ type Syncer struct {
 	kept      keptManifests
 	retries   map[string]retry              // tags and referrers that failed by themselves
 	recent    map[string]recent             // by repository
+	subjects  map[subject]followed          // whose referrers were asked for
 	unhealed  map[registry.Digest]time.Time // lost content that the parent did not have, and when it was asked
 }
 
@@ -165,6 +167,7 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	s.state.repos = map[string]registry.RepositoryState{}
 	s.recent = map[string]recent{}
 	s.retries = map[string]retry{}
+	s.subjects = map[subject]followed{}
 	s.unhealed = map[registry.Digest]time.Time{}
 	s.fetch = newFetcher(s)
 	s.pulls = newPulls(s)
@@ -194,6 +197,7 @@ func (s *Syncer) Update(set Settings) {
 		s.state.parent, s.state.info, s.state.probed = registry.ParentStatus{}, registry.LayerInfo{}, time.Time{}
 		s.state.failure, s.state.refused, s.state.failed = nil, nil, nil
 		clear(s.retries)
+		clear(s.subjects)
 		clear(s.recent)
 	}
 	if set.Mode != s.settings.Mode {
@@ -216,14 +220,17 @@ func (s *Syncer) snapshot() (Settings, <-chan struct{}) {
 }
 
 // Sync starts an iteration now and returns when one that began after the call has ended. What waits in the outbox begins
-// to climb, too.
+// to climb, too. An iteration that a kill or a reboot ends goes on when the process runs again.
 func (s *Syncer) Sync(ctx context.Context) error {
 	done := make(chan error, 1)
+	s.intent.mu.Lock()
+	s.keepIntent(ctx)
 	s.mu.Lock()
 	s.triggers = append(s.triggers, done)
 	close(s.wake)
 	s.wake = make(chan struct{})
 	s.mu.Unlock()
+	s.intent.mu.Unlock()
 	s.up.nudge()
 	select {
 	case err := <-done:

@@ -95,7 +95,7 @@ func (p *Parent) page(key, after string, limit int, fetch func(last string, n in
 			n = limit
 		}
 		got, err := fetch("", n)
-		if err == nil && n > 0 && len(got) >= n {
+		if err == nil && n > 0 && len(got) >= n && !ended(got, fetch) {
 			got, err = fetch("", 0)
 		}
 		if err != nil {
@@ -112,6 +112,13 @@ func (p *Parent) page(key, after string, limit int, fetch func(last string, n in
 	page := list[from:min(len(list), from+limit)]
 	p.keepList(key, list, fetched, len(page) == limit)
 	return slices.Clone(page), nil
+}
+
+// ended asks whether nothing comes after a page that is just full: a few hundred bytes, where the list again would be
+// many KiB. The question names the entry that the registry itself put last.
+func ended(page []string, fetch func(last string, n int) ([]string, error)) bool {
+	rest, err := fetch(page[len(page)-1], 1)
+	return err == nil && len(rest) == 0
 }
 
 func (p *Parent) knownList(key string) ([]string, bool) {

@@ -118,6 +118,27 @@ func TestLongListOutOfOrder(t *testing.T) {
 	}
 }
 
+// TestListOfOnePage lists just as many tags as a page has: whether there are more is asked in a few bytes, and the list
+// is not read again.
+func TestListOfOnePage(t *testing.T) {
+	l := lister{key: "tags"}
+	for i := range registry.MaxPage {
+		l.entries = append(l.entries, fmt.Sprintf("v%04d", i))
+	}
+	var asked []string
+	p := connect(t, start(t, "127.0.0.1", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.RawQuery)
+		l.ServeHTTP(w, r)
+	})), nil)
+	got, err := allOf(registry.MaxPage, func(after string, n int) ([]string, error) { return p.Tags(t.Context(), "acme/app", after, n) })
+	if err != nil || !slices.Equal(got, l.entries) {
+		t.Errorf("%d entries, %v", len(got), err)
+	}
+	if !slices.Equal(asked, []string{"n=1000", "last=v0999&n=1"}) {
+		t.Errorf("asked %q", asked)
+	}
+}
+
 func TestListsThatDoNotEnd(t *testing.T) {
 	page := 0
 	tests := map[string]http.HandlerFunc{

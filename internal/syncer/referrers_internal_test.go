@@ -1,0 +1,55 @@
+package syncer
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/clock"
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// TestSubjectsInTurns has more subjects than one iteration asks of: each has its turn before any has a second one, and
+// what is not here any more is forgotten.
+func TestSubjectsInTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Syncer{o: Options{Clock: clock.System()}, subjects: map[subject]followed{}}
+		set := Settings{Scope: registry.Scope{{Repository: "app"}}}
+		l := newListing()
+		local := map[string][]registry.LocalTag{}
+		const images = 2500
+		for i := range images {
+			d := registry.Digest(fmt.Sprintf("sha256:%064d", i))
+			l.add("app", fmt.Sprint(i), d)
+			local["app"] = append(local["app"], registry.LocalTag{Tag: fmt.Sprint(i), Digest: d})
+		}
+		l.add("app", "moves", "sha256:new")
+		local["app"] = append(local["app"],
+			registry.LocalTag{Tag: "same", Digest: local["app"][0].Digest},
+			registry.LocalTag{Tag: "moves", Digest: "sha256:old"},
+			registry.LocalTag{Tag: "pushed", Digest: "sha256:own", Pushed: true})
+		asked := map[subject]int{}
+		for i, want := range []int{1000, 1000, 500, 0} {
+			list := s.dueSubjects(set, l, local)
+			if len(list) != want {
+				t.Fatalf("iteration %d asks of %d, want %d", i, len(list), want)
+			}
+			for _, sub := range list {
+				asked[sub]++
+				s.follow(sub)
+			}
+			time.Sleep(time.Minute)
+		}
+		if len(asked) != images {
+			t.Errorf("%d of %d were asked of", len(asked), images)
+		}
+		time.Sleep(askAgainLast)
+		if n := len(s.dueSubjects(set, l, local)); n != maxAsked {
+			t.Errorf("%d are due after a day, want %d", n, maxAsked)
+		}
+		if s.dueSubjects(set, l, nil); len(s.subjects) != 0 {
+			t.Errorf("%d that are not here are kept", len(s.subjects))
+		}
+	})
+}

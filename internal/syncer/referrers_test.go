@@ -1,0 +1,81 @@
+package syncer_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/clock"
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+	"github.com/connected-registry/connected-registry/internal/syncer"
+)
+
+// TestLateReferrers signs what is here already, at parents that do not tell of it. The signature, and the one of it, come
+// with the next iteration of the hour; an image that nobody signs is asked of less and less.
+func TestLateReferrers(t *testing.T) {
+	for _, kind := range []registry.ParentKind{registry.KindOCI, registry.KindACR} {
+		dir := t.TempDir()
+		t.Run(string(kind), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newParent()
+				p.kind = kind
+				img := registrytest.NewImage(1, 100)
+				push(t, p, "app", "v1", img)
+				set := settings(t, p, "app")
+				set.Schedule = every(t, "0 * * * *")
+				set.Schedule.Window = time.Minute
+				r, stop := newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
+				defer stop()
+				time.Sleep(90 * time.Minute)
+				mustHave(t, r.store, "app", "v1", img)
+				signature := registrytest.NewReferrer(2, img.Descriptor, "application/vnd.example.signature")
+				push(t, p, "app", "", registrytest.NewReferrer(3, signature.Descriptor, "application/vnd.example.timestamp"))
+				push(t, p, "app", "", signature)
+				time.Sleep(2 * time.Hour)
+				for _, subject := range []registry.Digest{img.Digest, signature.Digest} {
+					list, err := r.store.Referrers(t.Context(), "app", subject, "")
+					if err != nil || len(list) != 1 {
+						t.Errorf("%d referrers of %s, %v", len(list), subject, err)
+					}
+				}
+				time.Sleep(10 * 24 * time.Hour)
+				before := p.count("referrers app")
+				time.Sleep(10 * 24 * time.Hour)
+				if n := p.count("referrers app") - before; n < 9 || n > 11 {
+					t.Errorf("%d questions for referrers in ten days, want one a day", n)
+				}
+			})
+		})
+	}
+}
+
+// TestLateReferrersThatFail: a parent that cannot list the referrers of one image keeps nothing else from coming, says so
+// in the state, and is asked again.
+func TestLateReferrersThatFail(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := newParent()
+		img := registrytest.NewImage(1, 100)
+		push(t, p, "app", "v1", img)
+		set := settings(t, p, "app")
+		set.Schedule = every(t, "0 * * * *")
+		set.Schedule.Window = time.Minute
+		r, stop := newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
+		defer stop()
+		time.Sleep(90 * time.Minute)
+		push(t, p, "app", "", registrytest.NewReferrer(2, img.Descriptor, "application/vnd.example.signature"))
+		p.set(func(p *parent) { p.broken = map[string]error{"referrers app": registry.ErrDenied} })
+		time.Sleep(2 * time.Hour)
+		var st registry.Status
+		if r.Describe(&st); st.Sync.SyncState != registry.SyncFailed {
+			t.Errorf("the state is %s: %s", st.Sync.SyncState, st.Sync.Error)
+		}
+		p.set(func(p *parent) { p.broken = nil })
+		time.Sleep(6 * time.Hour)
+		list, err := r.store.Referrers(t.Context(), "app", img.Digest, "")
+		if err != nil || len(list) != 1 {
+			t.Errorf("%d referrers, %v", len(list), err)
+		}
+	})
+}
