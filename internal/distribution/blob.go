@@ -69,7 +69,7 @@ func (s *server) serveContent(w http.ResponseWriter, r *http.Request, d registry
 	if spec := r.Header.Get("Range"); !strings.HasPrefix(spec, "bytes=") || strings.Count(spec, ",") >= maxRanges {
 		r.Header.Del("Range") // an unknown unit has to be ignored
 	}
-	out := s.send(w)
+	out := s.send(w, r)
 	http.ServeContent(out, r, "", time.Time{}, content)
 	switch out.refused {
 	case 0:

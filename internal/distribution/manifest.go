@@ -21,7 +21,7 @@ func (s *server) getManifest(w http.ResponseWriter, r *http.Request, req Request
 	if !describe(w, r, m.Descriptor) {
 		return nil
 	}
-	out := s.send(w)
+	out := s.send(w, r)
 	if _, err := out.Write(m.Bytes); err != nil {
 		panic(http.ErrAbortHandler)
 	}

@@ -14,7 +14,8 @@ import (
 // client has for the next ones starts anew. Who sends a byte a minute to hold a connection does not get far.
 const (
 	receiveStep = 64 << 10
-	sendStep    = 128 << 10 // with twice the time, so the same speed: one sendfile(2) moves this much
+	sendStep    = 128 << 10 // with twice the time, so the same speed
+	fileStep    = 1 << 20   // one sendfile(2) moves this much when the client is fast; sendStep of it in time is enough
 )
 
 // buffers are for what cannot be sent by sendfile(2), and for what is received.
@@ -65,12 +66,13 @@ type sender struct {
 	http.ResponseWriter
 	s       *server
 	control *http.ResponseController
-	refused int // status of an answer of net/http that writeError is to give instead
+	plain   bool // the connection is not TLS, so the kernel can copy
+	refused int  // status of an answer of net/http that writeError is to give instead
 	err     error
 }
 
-func (s *server) send(w http.ResponseWriter) *sender {
-	return &sender{ResponseWriter: w, s: s, control: http.NewResponseController(w)}
+func (s *server) send(w http.ResponseWriter, r *http.Request) *sender {
+	return &sender{ResponseWriter: w, s: s, control: http.NewResponseController(w), plain: r.TLS == nil}
 }
 
 // extend gives the client time for the next step.
@@ -110,7 +112,7 @@ func (w *sender) ReadFrom(src io.Reader) (n int64, err error) {
 		limited = &io.LimitedReader{R: src, N: 1<<63 - 1}
 	}
 	want := limited.N
-	if inner, canSend := w.ResponseWriter.(io.ReaderFrom); canSend && isFile(limited.R) {
+	if inner, canSend := w.ResponseWriter.(io.ReaderFrom); canSend && w.plain && isFile(limited.R) {
 		n, err = w.sendFile(inner, limited)
 	} else {
 		n, err = w.copyBody(limited)
@@ -127,14 +129,18 @@ func isFile(r io.Reader) bool {
 	return ok
 }
 
-// sendFile lets the kernel copy, one step for each deadline.
+// sendFile lets the kernel copy, one step for each deadline. A client that took sendStep when the time is over is slow,
+// not stalled: what the kernel did not send yet is where it was, in the file, and the next step goes on from there.
 func (w *sender) sendFile(inner io.ReaderFrom, src *io.LimitedReader) (total int64, err error) {
 	for src.N > 0 {
-		step := io.LimitedReader{R: src.R, N: min(src.N, sendStep)}
+		step := io.LimitedReader{R: src.R, N: min(src.N, fileStep)}
 		w.extend()
 		n, err := inner.ReadFrom(&step)
 		total += n
 		src.N -= n
+		if n >= sendStep && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
 		if err != nil || n == 0 {
 			return total, err
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -290,6 +291,46 @@ func TestSendfile(t *testing.T) {
 	s.want("GET range", a, 206)
 	if !bytes.Equal(a.body, content[1000:2_000_001]) || !fromFile {
 		t.Errorf("range: %d bytes, by sendfile: %v", len(a.body), fromFile)
+	}
+}
+
+// slowKernel is a connection whose sendfile(2) runs into the deadline after so many bytes of a step.
+type slowKernel struct {
+	*httptest.ResponseRecorder
+	took int64
+}
+
+func (k slowKernel) ReadFrom(r io.Reader) (int64, error) {
+	n, err := io.CopyN(k.ResponseRecorder, r, k.took)
+	if err == nil {
+		err = os.ErrDeadlineExceeded
+	} else if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
+}
+
+// TestSlowIsNotStalled: 128 KiB in time are enough however large a step is, and the rest comes whole and in order.
+func TestSlowIsNotStalled(t *testing.T) {
+	content := registrytest.NewBlob(1, 3<<20).Bytes
+	name := filepath.Join(t.TempDir(), "blob")
+	if err := os.WriteFile(name, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reg := oneBlob{open: func() (registry.BlobReader, error) {
+		f, err := os.Open(name)
+		return fileBlob{f, f}, err
+	}}
+	h := distribution.New(reg, newAccess(auth.Options{AnonymousPull: true}), distribution.Options{})
+	for took, whole := range map[int64]bool{128 << 10: true, 300_000: true, 128<<10 - 1: false} {
+		k := slowKernel{httptest.NewRecorder(), took}
+		func() {
+			defer func() { _ = recover() }() // a body that ends early ends the connection
+			h.ServeHTTP(k, httptest.NewRequestWithContext(t.Context(), http.MethodGet, anyBlob, http.NoBody))
+		}()
+		if got := k.Body.Bytes(); bytes.Equal(got, content) != whole || !bytes.HasPrefix(content, got) {
+			t.Errorf("%d bytes at each deadline: %d bytes came", took, len(got))
+		}
 	}
 }
 
