@@ -205,7 +205,7 @@ var asked = map[string]struct{ neighbours bool }{
 type ground struct {
 	t      *testing.T
 	evil   *listening
-	log    *bytes.Buffer
+	log    *lockedBuffer
 	parent *upstream.Parent
 	r      *replica
 	image  registrytest.Image
@@ -257,7 +257,7 @@ func newListening(t *testing.T) *listening {
 // lockedBuffer is a log that several goroutines write.
 type lockedBuffer struct {
 	mu sync.Mutex
-	b  *bytes.Buffer
+	b  bytes.Buffer
 }
 
 func (l *lockedBuffer) Write(p []byte) (int, error) {
@@ -266,9 +266,15 @@ func (l *lockedBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 func newGround(t *testing.T) *ground {
 	t.Helper()
-	g := &ground{t: t, evil: newListening(t), log: &bytes.Buffer{}, image: registrytest.NewImage(1, 100_000), good: registrytest.NewImage(2, 1000)}
+	g := &ground{t: t, evil: newListening(t), log: &lockedBuffer{}, image: registrytest.NewImage(1, 100_000), good: registrytest.NewImage(2, 1000)}
 	memory := registrytest.NewMemory()
 	for repo, img := range map[string]registrytest.Image{"app": g.image, "good": g.good} {
 		if err := registrytest.Push(t.Context(), memory, repo, "v1", img); err != nil {
@@ -288,7 +294,7 @@ func newGround(t *testing.T) *ground {
 	server.Start()
 	t.Cleanup(server.Close)
 	t.Cleanup(server.CloseClientConnections)
-	log := slog.New(slog.NewTextHandler(&lockedBuffer{b: g.log}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log := slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
 	g.parent, err = upstream.New(upstream.Options{
 		Endpoint: strings.TrimPrefix(server.URL, "http://"), Protocol: "http", Username: "child", Password: registry.Secret(canary), Logger: log,
