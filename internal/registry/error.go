@@ -119,6 +119,10 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %s", e.Code, e.Message)
 }
 
+// ErrNotGranted is the cause of an UNAUTHORIZED whose credential the parent's token server takes: it makes a token, and
+// that does not carry the right to do this.
+var ErrNotGranted = errors.New("the credential is good and does not carry the right")
+
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 

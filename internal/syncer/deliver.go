@@ -32,6 +32,7 @@ func (c *climber) deliver(ctx context.Context, set Settings, p Pusher, kind regi
 		return result{entry: d.e, gone: true} // what became of it is in the queue as it is read next
 	}
 	if err == nil {
+		c.lacks(d.e.Seq, nil)
 		if d.delivered {
 			return result{entry: d.e}
 		}
@@ -352,7 +353,7 @@ func (d *delivery) failed(ctx context.Context, err error) result {
 	if now, ok := d.c.entry(ctx, d.e.Seq); ok && !isUnderWay(now) {
 		d.e.State = now.State // its time ended while it was on its way
 	}
-	if !isLocal && isRefusal(err) {
+	if lacks := d.c.lacks(d.e.Seq, err); !isLocal && (isRefusal(err) || lacks) {
 		d.e.State, d.e.NextAttempt = registry.OutboxRefused, time.Time{}
 	} else {
 		d.e.NextAttempt = s.o.Clock.Now().Add(s.rowPause(d.e.Attempts, err))
@@ -363,6 +364,21 @@ func (d *delivery) failed(ctx context.Context, err error) result {
 		s.o.Logger.Error("the outbox cannot be written", "entry", d.e.Seq, "error", nerr)
 	}
 	return result{entry: d.e, err: err}
+}
+
+// lacks keeps how often in a row a fresh token did not carry the right for an entry, and reports whether that is a no.
+func (c *climber) lacks(seq uint64, err error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !errors.Is(err, registry.ErrNotGranted) {
+		delete(c.lacking, seq)
+		return false
+	}
+	if c.lacking[seq]++; c.lacking[seq] < grantTries {
+		return false
+	}
+	delete(c.lacking, seq)
+	return true
 }
 
 // refusals are the codes with which a parent says no for good.

@@ -19,6 +19,9 @@ const (
 	expireEvery = time.Hour
 	// rowFloor is the pause after the first failure of an entry, before jitter; it doubles up to backoffCap.
 	rowFloor = 5 * time.Second
+	// grantTries is how often in a row a token that was just made has to lack the right before that counts as a no: a
+	// token server with several replicas, or one that was just told of a scope map, may be behind.
+	grantTries = 3
 )
 
 // Pusher is a parent that takes changes.
@@ -44,6 +47,7 @@ type climber struct {
 	until    time.Time
 	lastOpen time.Time                  // when the window was opened last
 	expired  time.Time                  // when it was looked for what is too old; of Climb alone
+	lacking  map[uint64]int             // entries, and how often in a row a fresh token did not carry the right
 	had      map[registry.Digest]string // where the parent has a blob, as far as seen
 	sessions sessions
 	told     []registry.OutboxConflict
@@ -60,7 +64,7 @@ type flight struct {
 
 func newClimber(s *Syncer) *climber {
 	c := &climber{
-		s: s, outbox: s.o.Outbox, flights: map[uint64]*flight{}, kick: make(chan struct{}),
+		s: s, outbox: s.o.Outbox, flights: map[uint64]*flight{}, lacking: map[uint64]int{}, kick: make(chan struct{}),
 		had: map[registry.Digest]string{}, blobs: locks{held: map[registry.Digest]chan struct{}{}},
 	}
 	c.index = &queueIndex{c: c, tags: map[key]int{}, deleted: map[key]int{}, passed: map[key]bool{}, left: map[key]uint64{}}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -135,6 +136,40 @@ func TestOursIsNoConflict(t *testing.T) {
 			if len(s.Outbox.Conflicts) != 0 {
 				t.Errorf("conflicts %+v", s.Outbox.Conflicts)
 			}
+		})
+	}
+}
+
+// TestRightWithdrawn: a right that fresh tokens do not carry is a no after a few of them, with the reason, and what has the
+// right climbs meanwhile; a credential that is refused as such is waited for.
+func TestRightWithdrawn(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer error
+		state  registry.OutboxState
+		most   int
+	}{
+		"not granted": {registry.ErrUnauthorized.WithMessage("the scope is gone").Wrap(registry.ErrNotGranted), registry.OutboxRefused, 3},
+		"refused":     {registry.ErrUnauthorized.WithMessage("the credential is refused"), registry.OutboxWaiting, 1000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newParent()
+				p.broken = map[string]error{"put app v": tt.answer}
+				f := newFloor(t, climbing(t, p), syncer.Options{ConfirmAfter: -1}, false)
+				f.push("v", registrytest.NewImage(1, 10))
+				f.push("other", registrytest.NewImage(2, 10))
+				time.Sleep(24 * time.Hour)
+				list := f.entries()
+				if len(list) != 1 || list[0].State != tt.state || list[0].Error != tt.answer.(*registry.Error).Message {
+					t.Fatalf("the outbox is %+v", list)
+				}
+				if n := p.count("put app v"); n < 3 || n > tt.most {
+					t.Errorf("%d attempts", n)
+				}
+				p.set(func(p *parent) { p.broken = nil })
+				f.retry()
+				f.empty()
+			})
 		})
 	}
 }

@@ -3,6 +3,7 @@ package upstream_test
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -115,16 +116,60 @@ func TestTokensThatAreNeverTaken(t *testing.T) {
 	}))
 	now := time.Unix(0, 0)
 	p := connect(t, s, func(o *upstream.Options) { login(o); o.Clock = clock.Func(func() time.Time { return now }) })
+	known := 0
 	for minute := range 3 {
 		for range 10 {
 			_, err := p.Tags(t.Context(), "acme/app", "", 10)
 			wantCode(t, err, registry.CodeUnauthorized, "127.0.0.1")
+			if n := k.given; errors.Is(err, registry.ErrNotGranted) != (n > known) {
+				t.Errorf("%d tokens made for the request, and the error is %v", n-known, err)
+			}
+			known = k.given
 		}
 		if k.given > 2+minute {
 			t.Errorf("%d tokens in minute %d", k.given, minute)
 		}
 		now = now.Add(time.Minute)
 	}
+}
+
+// TestRightWithdrawn has a token server that gives tokens without the right to push: the error says that the credential is
+// good, from the first request on and again with each token. Without the token server it is not known.
+func TestRightWithdrawn(t *testing.T) {
+	reg, content := filled(t)
+	k := &tokens{realm: "/token"}
+	read := k.wrap(serve(reg))
+	s := start(t, "127.0.0.1", handler(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/token" || r.Method == http.MethodGet || r.Method == http.MethodHead {
+			read.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Www-Authenticate", `Bearer realm="/token",service="reg",scope="repository:acme/app:pull,push",error="insufficient_scope"`)
+		refuse(w, registry.ErrUnauthorized.WithMessage("authentication required"))
+	}))
+	now := time.Unix(0, 0)
+	p := connect(t, s, func(o *upstream.Options) { login(o); o.Clock = clock.Func(func() time.Time { return now }) })
+	repo, _ := someBlob(content)
+	m, err := p.GetManifest(t.Context(), repo, registry.TagReference("latest"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		_, err := p.PutManifest(t.Context(), repo, registry.TagReference("new"), m)
+		wantCode(t, err, registry.CodeUnauthorized, "authentication required")
+		if !errors.Is(err, registry.ErrNotGranted) {
+			t.Errorf("error %v, want one that says that the credential is good", err)
+		}
+		now = now.Add(2 * time.Minute)
+	}
+	k.set(func() {
+		k.answer = func(w http.ResponseWriter, _ *http.Request) bool {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}
+	})
+	_, err = p.PutManifest(t.Context(), repo, registry.TagReference("new"), m)
+	wantCode(t, err, registry.CodeUnavailable, "")
 }
 
 func TestTokenServerAway(t *testing.T) {

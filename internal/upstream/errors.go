@@ -71,6 +71,9 @@ func (p *Parent) refusal(c *call, notFound *registry.Error) *registry.Error {
 	switch s := c.status; {
 	case s == http.StatusUnauthorized && p.who() == "":
 		return registry.ErrUnauthorized.WithMessage("%s asks for a credential and none is configured", p.host).Wrap(cause)
+	case s == http.StatusUnauthorized && p.wire.madeToken(c.tokens):
+		return registry.ErrUnauthorized.WithMessage("%s does not let %q do this: its token server makes a token, and %s does not take it for this%s",
+			p.host, p.who(), p.host, reason(c.body)).Wrap(errors.Join(cause, registry.ErrNotGranted))
 	case s == http.StatusUnauthorized:
 		return registry.ErrUnauthorized.WithMessage("%s refuses the credential of %q", p.host, p.who()).Wrap(cause)
 	case s == http.StatusForbidden:

@@ -268,6 +268,13 @@ func (w *wire) tokenTrouble(since int) error {
 	return w.tokenErr
 }
 
+// madeToken reports whether a token was made since, and the last request for one was good.
+func (w *wire) madeToken(since int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.tokens > since && w.tokenErr == nil
+}
+
 // offers reports whether a challenge has the scheme, in lower case.
 func offers(h http.Header, scheme string) bool {
 	for _, v := range h.Values("Www-Authenticate") {
