@@ -1,18 +1,31 @@
 package chaos
 
 import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
+	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/test/layer"
 	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
@@ -45,7 +58,10 @@ func TestNeverInTheWay(t *testing.T) {
 	link, err := linkproxy.New(ln.Addr().String())
 	s.must(err)
 	t.Cleanup(func() { s.must(link.Close()) })
-	l, err := layer.New(layer.Options{Binary: binary, Dir: t.TempDir(), Name: "line", Parent: link.Addr(), Repositories: map[string]string{"all": repo}})
+	addr, ca := s.expired(proxy)
+	l, err := layer.New(layer.Options{
+		Binary: binary, Dir: t.TempDir(), Name: "line", Parent: link.Addr(), Repositories: map[string]string{"all": repo}, Args: []string{"--parent-ca", ca},
+	})
 	s.must(err)
 	t.Cleanup(func() { s.must(l.Close()) })
 	small := s.push(repo+":1", mib, "small")
@@ -96,6 +112,38 @@ func TestNeverInTheWay(t *testing.T) {
 		s.must(link.Set(linkproxy.Plan{}))
 		<-synced
 	}
+	l.Document = map[string]any{"parent": map[string]any{"gatewayEndpoint": addr, "protocol": "https", "syncProperties": map[string]string{"schedule": "* * * * *"}}}
+	s.must(l.Configure())
+	s.must(l.Until(s.ctx, "it says that the certificate has expired", func(ctx context.Context) (bool, error) {
+		st, err := l.Status(ctx)
+		return err == nil && slices.ContainsFunc(st.StatusDetails, func(d registry.StatusDetail) bool {
+			return strings.Contains(d.Description, "expired")
+		}), nil
+	}))
+	go func() { _ = l.Sync(s.ctx) }()
+	busy := s.percentile(l, 2*time.Second, limit)
+	t.Logf("parent with an expired certificate: p99 %v, %.1f times that at rest", busy, float64(busy)/float64(rest))
+}
+
+// expired serves with a certificate that ended an hour ago, and returns where and the file with whom to trust for it.
+func (s *site) expired(h http.Handler) (addr, ca string) {
+	s.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	s.must(err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(-time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	s.must(err)
+	ca = filepath.Join(s.t.TempDir(), "ca.pem")
+	s.must(os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	server := httptest.NewUnstartedServer(h)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // each handshake that fails
+	server.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	server.StartTLS()
+	s.t.Cleanup(server.Close)
+	return server.Listener.Addr().String(), ca
 }
 
 // percentile pulls what is here for a while, four at a time, and returns the 99th percentile of the times.
