@@ -160,7 +160,7 @@ func TestRightWithdrawn(t *testing.T) {
 				f.push("other", registrytest.NewImage(2, 10))
 				time.Sleep(24 * time.Hour)
 				list := f.entries()
-				if len(list) != 1 || list[0].State != tt.state || list[0].Error != tt.answer.(*registry.Error).Message {
+				if len(list) != 1 || list[0].State != tt.state || list[0].Error != registry.AsError(tt.answer).Message {
 					t.Fatalf("the outbox is %+v", list)
 				}
 				if n := p.count("put app v"); n < 3 || n > tt.most {
