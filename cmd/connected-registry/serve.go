@@ -32,7 +32,6 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&o.Management, "management", "127.0.0.1:8081", "address of /healthz, /readyz and /status; empty for none")
 	f.StringVar(&o.Name, "name", "", "name of this connected registry, where no connection string gives it")
 	f.BoolVar(&o.AnonymousPull, "insecure-anonymous-pull", false, "let clients without a token pull")
-	f.BoolVar(&o.AnonymousPush, "insecure-anonymous-push", false, "let clients without a token pull and push")
 	f.BoolVar(&o.AllowInsecureParent, "allow-insecure-parent", false, "let the configuration name a parent with protocol http")
 	f.BoolVar(&o.BearerChallenge, "bearer-challenge", false, "challenge clients with Bearer in place of Basic; not through several API proxies")
 	f.StringVar(&o.ParentCA, "parent-ca", "", "PEM file of roots for the parent's certificate, beside the system's; read at each connection")

@@ -222,7 +222,7 @@ func TestBadRequests(t *testing.T) {
 
 // TestAnonymous: a local option lets everybody read, never change.
 func TestAnonymous(t *testing.T) {
-	f := newFixture(t, auth.Options{AnonymousPull: true, AnonymousPush: true})
+	f := newFixture(t, auth.Options{AnonymousPull: true})
 	for target, want := range map[string]int{
 		"GET /acr/v1/_catalog": 200, "GET /acr/v1/acme/app": 200, "GET /acr/v1/acme/app/_tags/v1": 200,
 		"PATCH /acr/v1/acme/app": 401, "DELETE /acr/v1/acme/app": 401, "DELETE /acr/v1/acme/app/_tags/v1": 401,

@@ -26,11 +26,10 @@ const Realm = "connected registry"
 
 // Options of an Authenticator. The zero value admits nobody without a token.
 type Options struct {
-	// AnonymousPull and AnonymousPush admit requests without credentials. They are for local flags only: nothing that
-	// comes from the twin may lower security. With AnonymousPull the answer to GET /v2/ is no challenge, so that the
-	// Docker engine never sends credentials; other clients do when they meet a 401.
+	// AnonymousPull admits requests without credentials that read; nothing admits one that pushes or deletes. It is for a
+	// local flag only: nothing that comes from the twin may lower security. With it the answer to GET /v2/ is no
+	// challenge, so that the Docker engine never sends credentials; other clients do when they meet a 401.
 	AnonymousPull bool
-	AnonymousPush bool
 	// BearerChallenge answers 401 with the address of the token endpoint, for clients that know no Basic. It is a local
 	// flag too: the address has to be right for every client.
 	BearerChallenge bool
@@ -64,7 +63,7 @@ type Authenticator struct {
 func New(o Options) *Authenticator {
 	a := &Authenticator{
 		clock: o.Clock, logger: o.Logger, audit: o.Audit, counter: o.Logins,
-		admits: o.AnonymousPull || o.AnonymousPush, bearerChallenge: o.BearerChallenge,
+		admits: o.AnonymousPull, bearerChallenge: o.BearerChallenge,
 	}
 	a.life = min(max(o.TokenLife, minLife), maxLife)
 	if o.TokenLife == 0 {
@@ -80,16 +79,10 @@ func New(o Options) *Authenticator {
 		a.audit = registry.NoAudit{}
 	}
 	var granted []registry.Permission
-	grant := func(actions ...registry.Action) {
-		for _, action := range actions {
+	if o.AnonymousPull {
+		for _, action := range registry.ActionsOf(registry.ReadOnly) {
 			granted = append(granted, registry.Permission{Resource: registry.ResourceRepositories, Name: "*", Action: action})
 		}
-	}
-	if o.AnonymousPull {
-		grant(registry.ContentRead, registry.MetadataRead)
-	}
-	if o.AnonymousPush {
-		grant(registry.ContentWrite)
 	}
 	a.anonymous.permit = newPermit(granted)
 	a.tokens.Store(&map[string]token{})

@@ -108,7 +108,6 @@ func TestAuthenticateHeader(t *testing.T) {
 	}{
 		{name: "none"},
 		{name: "none, anonymous pull", o: auth.Options{AnonymousPull: true}, ok: true},
-		{name: "none, anonymous push", o: auth.Options{AnonymousPush: true}, ok: true},
 		{name: "wrong credentials are wrong for anonymous pull too", headers: []string{"Basic bGluZS1hOng="}, o: auth.Options{AnonymousPull: true}},
 		{name: "right", headers: []string{"Basic bGluZS1hOm9uZQ=="}, ok: true},
 		{name: "scheme in lower case", headers: []string{"basic bGluZS1hOm9uZQ=="}, ok: true},
@@ -173,13 +172,11 @@ func TestCheck(t *testing.T) {
 		{name: "token", user: "line-a", action: registry.ContentRead},
 		{name: "token, not in its map", user: "line-a", action: registry.ContentWrite, want: registry.ErrDenied},
 		{name: "token without a map", user: "nomap", action: registry.ContentRead, want: registry.ErrDenied},
-		{name: "token gets nothing from anonymous options", o: auth.Options{AnonymousPush: true}, user: "line-a", action: registry.ContentWrite, want: registry.ErrDenied},
+		{name: "token gets nothing from anonymous options", o: auth.Options{AnonymousPull: true}, user: "nomap", action: registry.ContentRead, want: registry.ErrDenied},
 		{name: "anonymous pull", o: auth.Options{AnonymousPull: true}, action: registry.ContentRead},
 		{name: "anonymous pull lists tags", o: auth.Options{AnonymousPull: true}, action: registry.MetadataRead},
 		{name: "anonymous pull does not push", o: auth.Options{AnonymousPull: true}, action: registry.ContentWrite, want: registry.ErrUnauthorized},
-		{name: "anonymous push", o: auth.Options{AnonymousPush: true}, action: registry.ContentWrite},
-		{name: "anonymous push does not pull", o: auth.Options{AnonymousPush: true}, action: registry.ContentRead, want: registry.ErrUnauthorized},
-		{name: "anonymous never deletes", o: auth.Options{AnonymousPull: true, AnonymousPush: true}, action: registry.ContentDelete, want: registry.ErrUnauthorized},
+		{name: "anonymous never deletes", o: auth.Options{AnonymousPull: true}, action: registry.ContentDelete, want: registry.ErrUnauthorized},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a := newAuthenticator(tt.o)

@@ -96,12 +96,11 @@ func TestAnonymous(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
-		o          auth.Options
-		pull, push int
+		o    auth.Options
+		pull int
 	}{
-		{auth.Options{}, 401, 401},
-		{auth.Options{AnonymousPull: true}, 200, 401},
-		{auth.Options{AnonymousPull: true, AnonymousPush: true}, 200, 202},
+		{auth.Options{}, 401},
+		{auth.Options{AnonymousPull: true}, 200},
 	} {
 		h := distribution.New(reg, newAccess(tt.o), distribution.Options{})
 		for _, c := range []struct {
@@ -111,7 +110,7 @@ func TestAnonymous(t *testing.T) {
 			{"GET", "/v2/", tt.pull},
 			{"GET", "/v2/a/manifests/v1", tt.pull},
 			{"GET", "/v2/a/tags/list", tt.pull},
-			{"POST", "/v2/a/blobs/uploads/", tt.push},
+			{"POST", "/v2/a/blobs/uploads/", 401},
 			{"DELETE", "/v2/a/manifests/v1", 401},
 		} {
 			w := record(h, c.method, c.path)

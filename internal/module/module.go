@@ -47,7 +47,6 @@ type Options struct {
 	Name       string // connected registry name; the connection string's is stronger
 
 	AnonymousPull       bool // clients without a token may pull
-	AnonymousPush       bool // clients without a token may push
 	AllowInsecureParent bool // the configuration may name a parent with protocol http
 
 	// BearerChallenge asks clients for a token of the token endpoint first, in place of Basic: for SDKs that know nothing
@@ -232,7 +231,7 @@ func newModule(o Options) *Module {
 	})
 	m.auth = auth.New(auth.Options{
 		Clock: m.clock, Audit: m.audit, Logins: m.metrics.Login, Logger: m.log,
-		AnonymousPull: o.AnonymousPull || o.AnonymousPush, AnonymousPush: o.AnonymousPush, BearerChallenge: o.BearerChallenge,
+		AnonymousPull: o.AnonymousPull, BearerChallenge: o.BearerChallenge,
 	})
 	return m
 }

@@ -54,6 +54,9 @@ func (s *Syncer) Run(ctx context.Context) {
 			triggers := s.takeTriggers()
 			s.fulfil(ctx, len(triggers) > 0, false)
 			s.answer(triggers, errNothingToSync(set))
+			if set.Parent != nil && due.Open && s.greet(ctx, set, changed) {
+				lastDone = now
+			}
 		} else if asked || pause <= 0 {
 			triggers := s.takeTriggers()
 			lastRun = now
@@ -102,6 +105,19 @@ func (s *Syncer) Run(ctx context.Context) {
 		}
 		timer.Stop()
 	}
+}
+
+// greet asks the parent of a registry that syncs nothing what it is, once each time the schedule opens: that is when it
+// activates, takes the tokens that are relayed, and may tell of itself. It reports whether the parent was reached.
+func (s *Syncer) greet(ctx context.Context, set Settings, changed <-chan struct{}) bool {
+	ctx, interrupt := context.WithCancelCause(ctx)
+	defer interrupt(nil)
+	go interruptOn(ctx, interrupt, changed)
+	s.mu.Lock()
+	s.state.probed = time.Time{}
+	s.mu.Unlock()
+	_, err := s.probe(ctx, set)
+	return err == nil
 }
 
 // spentFor is how long no content may be fetched because a byte budget is used up.

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -142,4 +144,38 @@ func TestUnwantedPlatformSaysSo(t *testing.T) {
 	if n := p.bytes(amd.Blobs[1].Digest); n != 0 {
 		t.Errorf("%d bytes of the unwanted platform crossed the link", n)
 	}
+}
+
+// TestEmptyScopeKeepsInTouch: a parent is asked what it is once a minute, or once each time that the schedule opens,
+// also by a registry that syncs nothing, and again as soon as it can be when it was away; nothing else is asked.
+func TestEmptyScopeKeepsInTouch(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := newParent()
+		r, stop := newReplica(t, dir, settings(t, p), syncer.Options{})
+		time.Sleep(10*time.Minute + time.Second)
+		if n := p.count("probe"); n < 9 || n > 12 {
+			t.Errorf("in ten minutes the parent was asked %d times what it is", n)
+		}
+		if err := r.Sync(t.Context()); err == nil || !strings.Contains(err.Error(), "set repositories") {
+			t.Errorf("sync says %v", err)
+		}
+		daily := settings(t, p)
+		daily.Schedule = every(t, "0 5 * * *")
+		r.Update(daily)
+		time.Sleep(24 * time.Hour)
+		before := p.count("probe")
+		time.Sleep(3 * 24 * time.Hour)
+		if n := p.count("probe") - before; n != 3 {
+			t.Errorf("in three days of one window each: %d questions", n)
+		}
+		stop()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for what := range p.calls {
+			if what != "probe" {
+				t.Errorf("it asks for %s", what)
+			}
+		}
+	})
 }

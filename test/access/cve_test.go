@@ -428,10 +428,6 @@ func exposed(t *testing.T) {
 			t.Errorf("%s %s with anonymous pull: %d", r.method, r.path, a.status)
 		}
 	}
-	s = start(t, document(registry.ReadWrite), func(o *module.Options) { o.AnonymousPush = true })
-	if a := s.ask(request{method: "DELETE", path: "/v2/a/manifests/x"}); a.status != http.StatusUnauthorized {
-		t.Errorf("DELETE with anonymous push: %d", a.status)
-	}
 }
 
 // timing: the answers to a name that there is and to one that there is not take the same time, as far as that can be

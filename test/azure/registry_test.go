@@ -2,6 +2,7 @@ package azure
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"net"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
 	"github.com/connected-registry/connected-registry/internal/store"
+	"github.com/connected-registry/connected-registry/test/layer"
 )
 
 const (
@@ -63,11 +65,14 @@ func newCloud(t *testing.T, now func() time.Time) *cloud {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.store.Close() })
-	open := auth.New(auth.Options{Clock: clock.System(), AnonymousPull: true, AnonymousPush: true})
+	open := auth.New(auth.Options{Clock: clock.System()})
+	open.Update(map[string]registry.ClientToken{
+		"inner": {ScopeMap: "all", Enabled: true, Passwords: []registry.TokenPassword{{SHA256: sha256.Sum256([]byte("inner"))}}},
+	}, map[string]registry.ScopeMap{"all": strings.Fields(layer.Everything("*"))})
 	v2 := distribution.New(c.store, open, distribution.Options{})
 	v1 := acr.New(c.store, c.store, open, acr.Options{Mode: func() registry.Mode { return registry.ReadWrite }})
 	c.inner = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Header.Del("Authorization")
+		r.SetBasicAuth("inner", "inner")
 		if strings.HasPrefix(r.URL.Path, acr.Path) {
 			v1.ServeHTTP(w, r)
 			return

@@ -29,6 +29,7 @@ import (
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+	"github.com/connected-registry/connected-registry/test/layer"
 )
 
 // certificate is one for 127.0.0.1, in files; the zero one stands for plain http.
@@ -103,6 +104,7 @@ func (p pusher) do(ctx context.Context, method, url, media string, body []byte, 
 	if media != "" {
 		req.Header.Set("Content-Type", media)
 	}
+	req.SetBasicAuth(layer.User, layer.Password) // who knows nobody does not look
 	resp, err := p.client.Do(req)
 	if err != nil {
 		return nil, err

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/connected-registry/connected-registry/test/layer"
 	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
 
@@ -196,11 +197,13 @@ func rssOf(pid int) (now, peak float64) {
 
 func oursCommand(dir, addr string, cert certificate) ([]string, []string, error) {
 	conf := filepath.Join(dir, "config.json")
-	body, err := json.Marshal(map[string]string{"schemaVersion": "1.0", "mode": "ReadWrite"})
+	doc := map[string]any{"schemaVersion": "1.0", "mode": "ReadWrite"}
+	layer.Admit(doc)
+	body, err := json.Marshal(doc)
 	if err != nil {
 		return nil, nil, err
 	}
-	args := []string{"serve", "--data-dir", filepath.Join(dir, "data"), "--config", conf, "--management", "", "--insecure-anonymous-push", "--listen"}
+	args := []string{"serve", "--data-dir", filepath.Join(dir, "data"), "--config", conf, "--management", "", "--insecure-anonymous-pull", "--listen"}
 	var env []string
 	if cert.file == "" {
 		args = append(args, addr)

@@ -64,7 +64,7 @@ func newSite(t *testing.T, layers int) *site {
 		s.must(err)
 		t.Cleanup(func() { s.must(link.Close()) })
 		l, err := layer.New(layer.Options{
-			Binary: binary, Dir: t.TempDir(), Name: fmt.Sprintf("l%d", 5-i), Parent: link.Addr(),
+			Binary: binary, Dir: t.TempDir(), Name: fmt.Sprintf("layer%d", 5-i), Parent: link.Addr(),
 			Repositories: map[string]string{"all": repo + " acme/plc"},
 		})
 		s.must(err)

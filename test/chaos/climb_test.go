@@ -27,12 +27,12 @@ func TestClimbKilled(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	s := newSite(t, 3)
 	for _, l := range s.layers {
-		l.Mode, l.Args = registry.ReadWrite, []string{"--insecure-anonymous-push"}
+		l.Mode = registry.ReadWrite
 		s.must(l.Configure())
 		s.must(l.Start(s.ctx))
 		s.must(l.Until(s.ctx, "it takes pushes", func(ctx context.Context) (bool, error) {
 			st, err := l.Status(ctx)
-			return st.Mode == registry.ReadWrite, err
+			return err == nil && st.Mode == registry.ReadWrite, nil // the socket comes after the listener
 		}))
 	}
 	for _, link := range s.links {

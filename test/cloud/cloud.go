@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/olareg/olareg"
 	"github.com/olareg/olareg/config"
+
+	"github.com/connected-registry/connected-registry/test/layer"
 )
 
 // Cloud is a running registry.
@@ -76,13 +78,23 @@ func Ref(addr, ref string) (name.Reference, error) {
 	return name.ParseReference(addr+"/"+ref, name.Insecure)
 }
 
-// Push uploads an image, an index or an artifact with all that belongs to it.
+// signed gives each request the token of the tests. The client alone would do so where GET /v2/ asks for it, which a
+// registry that lets everybody pull does not.
+type signed struct{ http.RoundTripper }
+
+func (s signed) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.SetBasicAuth(layer.User, layer.Password)
+	return s.RoundTripper.RoundTrip(r)
+}
+
+// Push uploads an image, an index or an artifact with all that belongs to it, as layer.User.
 func Push(ctx context.Context, addr, ref string, what remote.Taggable) error {
 	r, err := Ref(addr, ref)
 	if err != nil {
 		return err
 	}
-	return remote.Push(r, what, remote.WithContext(ctx))
+	return remote.Push(r, what, remote.WithContext(ctx), remote.WithTransport(signed{remote.DefaultTransport}))
 }
 
 // Pulled is what a pull found.

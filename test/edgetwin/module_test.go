@@ -3,7 +3,6 @@ package edgetwin
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -22,6 +21,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
 	"github.com/connected-registry/connected-registry/internal/upstream"
 	"github.com/connected-registry/connected-registry/test/edgesim"
+	"github.com/connected-registry/connected-registry/test/layer"
 )
 
 // running is the product's module on an emulated device.
@@ -44,7 +44,7 @@ func run(t *testing.T, d *edgesim.Device, dir string, change ...func(*module.Opt
 	done := make(chan error, 1)
 	addrs := make(chan string, 2)
 	o := module.Options{
-		DataDir: dir, Listen: "service", ListenTLS: "tls", AnonymousPull: true, AnonymousPush: true, Version: "test",
+		DataDir: dir, Listen: "service", ListenTLS: "tls", AnonymousPull: true, Version: "test",
 		Lookup: func(name string) (string, bool) { s, ok := env[name]; return s, ok },
 		Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Ready:  func(addr string) { ready <- addr },
@@ -84,6 +84,7 @@ func run(t *testing.T, d *edgesim.Device, dir string, change ...func(*module.Opt
 
 func newDevice(t *testing.T, desired map[string]any) *edgesim.Device {
 	t.Helper()
+	layer.Admit(desired)
 	d, err := edgesim.New(edgesim.Options{
 		DeviceID: "l4", Hostname: "edge-l4", MQTTPort: -1, HTTPSPort: -1, Timing: edgesim.Scaled(60),
 		Modules: []edgesim.Module{{ID: id, Desired: desired}},
@@ -144,20 +145,23 @@ func (r *running) serves() bool {
 func (r *running) push(repo, tag string, img registrytest.Image) {
 	r.t.Helper()
 	for _, b := range img.Blobs {
-		resp, err := http.Post("http://"+r.addr+"/v2/"+repo+"/blobs/uploads/?digest="+b.Digest.String(), "application/octet-stream", bytes.NewReader(b.Bytes))
-		if err != nil || resp.StatusCode != http.StatusCreated {
-			r.t.Fatalf("push of a blob: %v %v", resp, err)
-		}
-		_ = resp.Body.Close()
+		r.send(http.MethodPost, "/v2/"+repo+"/blobs/uploads/?digest="+b.Digest.String(), "application/octet-stream", b.Bytes, http.StatusCreated)
 	}
-	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodPut, "http://"+r.addr+"/v2/"+repo+"/manifests/"+tag, bytes.NewReader(img.Bytes))
+	r.send(http.MethodPut, "/v2/"+repo+"/manifests/"+tag, img.MediaType, img.Bytes, http.StatusCreated)
+}
+
+// send is one request that changes something.
+func (r *running) send(method, path, media string, body []byte, want int) {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(r.t.Context(), method, "http://"+r.addr+path, bytes.NewReader(body))
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	req.Header.Set("Content-Type", img.MediaType)
+	req.Header.Set("Content-Type", media)
+	req.SetBasicAuth(layer.User, layer.Password)
 	resp, err := http.DefaultClient.Do(req)
-	if err != nil || resp.StatusCode != http.StatusCreated {
-		r.t.Fatalf("push of a manifest: %v %v", resp, err)
+	if err != nil || resp.StatusCode != want {
+		r.t.Fatalf("%s %s: %v %v", method, path, resp, err)
 	}
 	_ = resp.Body.Close()
 }
@@ -269,16 +273,7 @@ func TestModuleSendsEvents(t *testing.T) {
 // delete asks for the removal of a tag or, by digest, of a manifest.
 func (r *running) delete(repo, ref string) {
 	r.t.Helper()
-	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodDelete, "http://"+r.addr+"/v2/"+repo+"/manifests/"+ref, http.NoBody)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	req.SetBasicAuth("maintainer", "secret of a test")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil || resp.StatusCode != http.StatusAccepted {
-		r.t.Fatalf("delete of %s: %v %v", ref, resp, err)
-	}
-	_ = resp.Body.Close()
+	r.send(http.MethodDelete, "/v2/"+repo+"/manifests/"+ref, "", nil, http.StatusAccepted)
 }
 
 // TestModuleSendsEveryEvent: while edgeHub is away one tag moves again and again, a manifest is pushed by digest alone,
@@ -286,10 +281,6 @@ func (r *running) delete(repo, ref string) {
 func TestModuleSendsEveryEvent(t *testing.T) {
 	d := newDevice(t, map[string]any{
 		"schemaVersion": "1.0", "mode": "ReadWrite", "notifications": map[string]any{"all": "*:*"},
-		"scopeMaps": map[string]any{"all": "repositories/*/content/delete repositories/*/metadata/write"},
-		"clientTokens": map[string]any{"maintainer": map[string]any{
-			"scopeMap": "all", "status": "enabled", "password1": fmt.Sprintf("sha256:%x", sha256.Sum256([]byte("secret of a test"))),
-		}},
 	})
 	r := run(t, d, t.TempDir())
 	r.until("the twin is in force", func() bool { return strings.Contains(r.reported(), `"notifications":{"ac":200`) })

@@ -86,12 +86,9 @@ func (c *client) run(args ...string) []byte {
 	return out
 }
 
-// login signs in by the client's own command, where the site wants that. The password goes through standard input.
+// login signs in by the client's own command. The password goes through standard input.
 func (c *client) login(d *door, args ...string) {
 	c.t.Helper()
-	if !d.signIn {
-		return
-	}
 	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
 	cmd, errs := c.command(ctx, args)

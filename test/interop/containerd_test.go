@@ -43,10 +43,7 @@ func TestContainerd(t *testing.T) {
 	doors(t, func(d *door) {
 		c := d.pushed("ctr")
 		ctr := d.containerd()
-		access := d.hosts(ctr)
-		if d.signIn {
-			access = append(access, "--user", user+":"+d.password)
-		}
+		access := append(d.hosts(ctr), "--user", user+":"+d.password)
 		images := func(command string, args ...string) []string {
 			return append(append([]string{"images", command}, access...), args...)
 		}

@@ -17,10 +17,7 @@ func TestNotation(t *testing.T) {
 		policy := `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"},
 			"trustStores": ["ca:example.com"], "trustedIdentities": ["*"]}]}`
 		must(d.t, os.WriteFile(filepath.Join(n.home, "config", "notation", "trustpolicy.json"), []byte(policy), 0o600))
-		flags := when(!d.tls, "--insecure-registry")
-		if d.signIn {
-			flags = append(flags, "--username", user, "--password", d.password)
-		}
+		flags := append(when(!d.tls, "--insecure-registry"), "--username", user, "--password", d.password)
 		run := func(args ...string) []byte { return n.run(append(args, flags...)...) }
 		up, down := d.up+"/"+d.repo("notation")+"@"+c.index, d.down+"/"+d.repo("notation")+"@"+c.index
 

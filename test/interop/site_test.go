@@ -47,7 +47,7 @@ func must(t *testing.T, err error) {
 // site is two registries: the parent takes pushes, the child is ReadOnly, never syncs, and fetches what it is asked for.
 // Both speak http and TLS.
 type site struct {
-	signIn        bool
+	open          bool // the child lets everybody pull
 	password      string
 	ca            *apiproxy.Authority
 	caFile        string
@@ -76,9 +76,9 @@ func start(t *testing.T, o layer.Options) *layer.Layer {
 	return l
 }
 
-func newSite(t *testing.T, signIn bool, host string) *site {
+func newSite(t *testing.T, open bool, host string) *site {
 	t.Helper()
-	s := &site{signIn: signIn, password: rand.Text() + "=", host: host, caFile: filepath.Join(t.TempDir(), "ca.pem")}
+	s := &site{open: open, password: rand.Text() + "=", host: host, caFile: filepath.Join(t.TempDir(), "ca.pem")}
 	var err error
 	s.ca, err = apiproxy.NewAuthority("root of " + t.Name())
 	must(t, err)
@@ -88,23 +88,21 @@ func newSite(t *testing.T, signIn bool, host string) *site {
 		"scopeMaps":    map[string]string{"all": layer.Everything("*"), child: layer.Child(child)},
 		"clientTokens": map[string]any{user: layer.Token("all", s.password), child: layer.Token(child, s.password)},
 	}
-	up := layer.Options{Dir: t.TempDir(), Name: "layer5", Mode: registry.ReadWrite, Closed: signIn, Document: tokens}
+	up := layer.Options{Dir: t.TempDir(), Name: "layer5", Mode: registry.ReadWrite, Closed: true, Document: tokens}
 	s.parentTLS = s.serveTLS(t, &up, host)
 	s.parent = start(t, up)
 
-	down := layer.Options{Dir: t.TempDir(), Name: child, Closed: signIn, Document: map[string]any{
+	down := layer.Options{Dir: t.TempDir(), Name: child, Closed: true, Document: map[string]any{
 		"repositories": map[string]string{"all": "*"},
 		"scopeMaps":    tokens["scopeMaps"], "clientTokens": tokens["clientTokens"],
 	}}
 	// The next sync iteration is half a year away.
 	when := map[string]string{"schedule": fmt.Sprintf("0 0 1 %d *", (time.Now().UTC().Month()+5)%12+1), "syncWindow": "PT1H"}
-	if signIn {
-		down.Document["parent"] = map[string]any{"syncProperties": when}
-		down.Args = append(down.Args, "--parent-ca", s.caFile)
-		down.Env = append(down.Env, layer.ConnectionString(child, s.password, s.parentTLS, "https"))
-	} else {
-		down.Args = append(down.Args, "--insecure-anonymous-push") // a ReadOnly registry refuses by its mode
-		down.Document["parent"] = map[string]any{"gatewayEndpoint": s.parent.Addr, "protocol": "http", "syncProperties": when}
+	down.Document["parent"] = map[string]any{"syncProperties": when}
+	down.Args = append(down.Args, "--parent-ca", s.caFile)
+	down.Env = append(down.Env, layer.ConnectionString(child, s.password, s.parentTLS, "https"))
+	if open {
+		down.Args = append(down.Args, "--insecure-anonymous-pull")
 	}
 	s.childTLS = s.serveTLS(t, &down, "127.0.0.1")
 	s.child = start(t, down)
@@ -122,7 +120,7 @@ func (s *site) serveTLS(t *testing.T, o *layer.Options, host string) string {
 	return addr
 }
 
-// door is one way into a site: over http or TLS, with a token or anonymously.
+// door is one way into a site: over http or TLS.
 type door struct {
 	*site
 	t        *testing.T
@@ -134,16 +132,11 @@ type door struct {
 // repositories by d.repo.
 func doors(t *testing.T, test func(d *door)) {
 	t.Parallel()
-	for _, signIn := range []bool{false, true} {
-		t.Run(map[bool]string{false: "anonymous", true: "token"}[signIn], func(t *testing.T) {
-			s := newSite(t, signIn, "127.0.0.1")
-			s.open(t, test)
-		})
-	}
+	newSite(t, false, "127.0.0.1").doors(t, test)
 }
 
-// open runs a test over http and over TLS.
-func (s *site) open(t *testing.T, test func(d *door)) {
+// doors runs a test over http and over TLS.
+func (s *site) doors(t *testing.T, test func(d *door)) {
 	t.Run("http", func(t *testing.T) { test(&door{site: s, t: t, up: s.parent.Addr, down: s.child.Addr}) })
 	t.Run("tls", func(t *testing.T) { test(&door{site: s, t: t, tls: true, up: s.parentTLS, down: s.childTLS}) })
 }
@@ -165,13 +158,9 @@ func when(cond bool, args ...string) []string {
 }
 
 func (d *door) options() []remote.Option {
-	o := []remote.Option{remote.WithContext(d.t.Context()), remote.WithTransport(&http.Transport{
+	return []remote.Option{remote.WithContext(d.t.Context()), remote.WithTransport(&http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: d.ca.Pool(), MinVersion: tls.VersionTLS12}, DisableKeepAlives: true,
-	})}
-	if d.signIn {
-		o = append(o, remote.WithAuth(&authn.Basic{Username: user, Password: d.password}))
-	}
-	return o
+	}), remote.WithAuth(&authn.Basic{Username: user, Password: d.password})}
 }
 
 func (d *door) ref(text string) name.Reference {
@@ -244,16 +233,11 @@ func (d *door) scheme() []name.Option {
 	return []name.Option{name.Insecure}
 }
 
-// removes runs a client that deletes a reference. Anonymous clients may not, whatever else they may.
+// removes runs a client that deletes a reference.
 func (d *door) removes(c *client, ref string, args ...string) {
 	d.t.Helper()
-	if d.signIn {
-		c.run(args...)
-		d.gone(ref)
-		return
-	}
-	c.fails(args...)
-	d.digest(ref)
+	c.run(args...)
+	d.gone(ref)
 }
 
 // until runs the function until it is true.

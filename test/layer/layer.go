@@ -33,7 +33,7 @@ type Options struct {
 	Repositories map[string]string // the document's repositories
 	Schedule     string            // empty is continuous
 	Listen       string            // address; empty is a free port of 127.0.0.1
-	Closed       bool              // nobody does anything without a token
+	Closed       bool              // nobody pulls without a token, and User is not known
 	Document     map[string]any    // sections of the configuration document, over what the fields above say
 	Args         []string          // more flags of serve
 	Env          []string          // more of its environment
@@ -117,6 +117,9 @@ func (l *Layer) Configure() error {
 	if l.Parent == "" {
 		delete(doc, "parent")
 	}
+	if !l.Closed {
+		Admit(doc)
+	}
 	maps.Copy(doc, l.Document)
 	body, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
@@ -148,11 +151,11 @@ func (l *Layer) Start(ctx context.Context) error {
 	if !l.Closed {
 		args = append(args, "--insecure-anonymous-pull")
 	}
-	if !l.Closed && l.Mode == registry.ReadWrite {
-		args = append(args, "--insecure-anonymous-push")
-	}
 	cmd := exec.CommandContext(ctx, l.Binary, append(args, l.Args...)...)
 	cmd.Env = append(environment(), l.Env...)
+	if !l.Closed && l.Mode == registry.ReadWrite && l.Parent != "" {
+		cmd.Env = append(cmd.Env, "ACR_REGISTRY_CONNECTION_STRING="+Below(l.Name, l.Parent))
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopLimit

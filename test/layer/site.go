@@ -56,7 +56,35 @@ func Everything(pattern string) string {
 
 // Child is documented with Reads.
 func Child(name string) string {
-	return fmt.Sprintf("%s gateway/%[2]s/config/read gateway/%[2]s/config/write gateway/%[2]s/message/read gateway/%[2]s/message/write", Reads("*"), name)
+	return Reads("*") + gateway(name)
+}
+
+// gateway are the lines on the gateway of one registry, with a space before each.
+func gateway(name string) string {
+	return fmt.Sprintf(" gateway/%[1]s/config/read gateway/%[1]s/config/write gateway/%[1]s/message/read gateway/%[1]s/message/write", name)
+}
+
+// User and Password are the token that pushes to the registries of tests, and that those below them sync with: nobody
+// pushes without one.
+const (
+	User     = "floor"
+	Password = "opensesame"
+)
+
+// Admit puts the token of User into a configuration document.
+func Admit(doc map[string]any) {
+	var lines []string
+	for _, name := range []string{"layer2", "layer3", "layer4", "other", "below"} { // whatever is below, in some test
+		lines = append(lines, gateway(name))
+	}
+	doc["scopeMaps"] = map[string]string{"floor": Everything("*") + strings.Join(lines, "")}
+	doc["clientTokens"] = map[string]any{User: Token("floor", Password)}
+}
+
+// Below is the connection string of a registry that signs in as User, over http.
+func Below(name, endpoint string) string {
+	return fmt.Sprintf("ConnectedRegistryName=%s;SyncTokenName=%s;SyncTokenPassword=%s;ParentGatewayEndpoint=%s;ParentEndpointProtocol=http",
+		name, User, Password, endpoint)
 }
 
 // Token is an entry of clientTokens.

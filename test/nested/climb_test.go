@@ -1,7 +1,6 @@
 package nested
 
 import (
-	"encoding/base64"
 	"net/http"
 	"slices"
 	"testing"
@@ -10,6 +9,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/module"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/test/cloud"
+	"github.com/connected-registry/connected-registry/test/layer"
 	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
 
@@ -146,28 +146,13 @@ func TestTwoFloors(t *testing.T) {
 func TestClimbDeletes(t *testing.T) {
 	eachKind(t, func(t *testing.T, k kind) {
 		s := newFloor(t, k, 2, "acme/app")
-		for _, l := range s.layers { // without a token nobody deletes
-			l.doc["scopeMaps"] = map[string]string{"all": "repositories/*/content/read repositories/*/content/write repositories/*/content/delete " +
-				"repositories/*/metadata/read repositories/*/metadata/write"}
-			l.doc["clientTokens"] = map[string]any{"floor": map[string]string{"scopeMap": "all", "password1": string(sum([]byte("open sesame")))}}
-		}
-		s.bottom().options = func(o *module.Options) {
-			o.ConfirmAfter = -1
-			o.Lookup = func(name string) (string, bool) {
-				if name != "ACR_REGISTRY_CONNECTION_STRING" {
-					return "", false
-				}
-				return "ConnectedRegistryName=layer4;SyncTokenName=floor;SyncTokenPassword=open sesame;ParentGatewayEndpoint=" + s.links[1].Addr() +
-					";ParentEndpointProtocol=http", true
-			}
-		}
 		img := image(t, 5000, "a")
 		digest := push(t, s.cloud, "acme/app:1", img)
 		push(t, s.cloud, "acme/app:2", img)
 		s.startFloor()
 		s.bottom().has("acme/app", "1", digest)
 		s.bottom().has("acme/app", "2", digest)
-		header := map[string]string{"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("floor:open sesame"))}
+		header := map[string]string{"Authorization": basicAuth(layer.User, layer.Password)}
 		if a := ask(t, s.bottom().addr, http.MethodDelete, "/v2/acme/app/manifests/2", header); a.status != http.StatusAccepted {
 			t.Fatalf("%d: %s", a.status, a.body)
 		}

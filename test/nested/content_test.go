@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/connected-registry/connected-registry/test/cloud"
+	"github.com/connected-registry/connected-registry/test/layer"
 )
 
 const mib = 1 << 20
@@ -88,6 +89,7 @@ func putManifest(ctx context.Context, client *http.Client, addr, repo, tag, medi
 		return err
 	}
 	req.Header.Set("Content-Type", media)
+	req.SetBasicAuth(layer.User, layer.Password)
 	resp, err := client.Do(req)
 	if err != nil {
 		return err

@@ -1,13 +1,13 @@
 package nested
 
 import (
-	"encoding/base64"
 	"net/http"
 	"strings"
 	"testing"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/test/cloud"
+	"github.com/connected-registry/connected-registry/test/layer"
 )
 
 // TestPushedTagStays pushes a tag to a ReadWrite registry that the cloud has too, with other content.
@@ -52,13 +52,11 @@ func TestReadOnlyRefuses(t *testing.T) {
 	s := newSite(t, startOlareg(t), 1, "acme/app")
 	digest := push(t, s.cloud, "acme/app:1", artifact(t, "one"))
 	l := s.bottom()
-	l.doc["scopeMaps"] = map[string]string{"all": "repositories/*/content/read repositories/*/content/write repositories/*/content/delete " +
-		"repositories/*/metadata/read repositories/*/metadata/write"}
-	l.doc["clientTokens"] = map[string]any{"floor": map[string]string{"scopeMap": "all", "password1": string(sum([]byte("open sesame")))}}
+	layer.Admit(l.doc)
 	s.start()
 	l.has("acme/app", "1", digest)
 	header := map[string]string{
-		"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("floor:open sesame")),
+		"Authorization": basicAuth(layer.User, layer.Password),
 		"Content-Type":  "application/vnd.oci.image.manifest.v1+json",
 	}
 	blob := "/v2/acme/app/blobs/" + string(sum([]byte("one")))

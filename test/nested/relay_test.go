@@ -9,9 +9,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
 	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/module"
 	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/test/cloud"
 )
 
 // family is three layers that sign in to each other with sync tokens; nobody does anything without a token.
@@ -53,7 +57,7 @@ func newFamily(t *testing.T) *family {
 	for _, l := range []*node{f.top, f.middle, f.bottom} {
 		l.doc["repositories"] = map[string]string{"all": "acme/app"}
 		l.options = func(o *module.Options) {
-			o.AnonymousPull, o.AnonymousPush, o.Version = false, false, "1.2.3"
+			o.AnonymousPull, o.Version = false, "1.2.3"
 			now := *f.away // of this start
 			o.Clock = clock.Func(func() time.Time { return time.Now().Add(now) })
 			parent, _ := l.doc["parent"].(map[string]any)
@@ -211,4 +215,48 @@ func TestOneActiveInstance(t *testing.T) {
 	f.middle.untilStatus("it is active again", func(s registry.Status) bool {
 		return s.Activation.Status == registry.Active && len(s.StatusDetails) == 0
 	})
+}
+
+// TestChildPullsAtItsParent: with its sync token a child's device pulls at the parent before it has a registry of its
+// own, every byte; nobody does without one, and the token does not push.
+func TestChildPullsAtItsParent(t *testing.T) {
+	above := startOlareg(t)
+	digest := push(t, above, "acme/app:1", image(t, 50_000, "a", "b"))
+	f := newFamily(t)
+	f.top.doc["parent"] = map[string]any{"gatewayEndpoint": above, "protocol": "http", "syncProperties": map[string]any{"schedule": "* * * * *"}}
+	f.top.start()
+	f.middle.start()
+	who := remote.WithAuth(&authn.Basic{Username: "layer3", Password: "sync3"})
+	f.middle.untilStatus("it has the tag", func(s registry.Status) bool { return s.Storage.Tags == 1 })
+	got, err := cloud.Pull(t.Context(), f.middle.addr, "acme/app:1", who)
+	if err != nil || got.Digest.String() != digest || got.Bytes < 100_000 {
+		t.Errorf("%+v, %v; want %s", got, err, digest)
+	}
+	for what, options := range map[string][]remote.Option{
+		"anonymously": nil, "with a wrong password": {remote.WithAuth(&authn.Basic{Username: "layer3", Password: "sync4"})},
+	} {
+		if _, err := cloud.Pull(t.Context(), f.middle.addr, "acme/app:1", options...); err == nil || !strings.Contains(err.Error(), "UNAUTHORIZED") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	header := map[string]string{"Authorization": basicAuth("layer3", "sync3")}
+	if a := ask(t, f.middle.addr, http.MethodPost, "/v2/acme/app/blobs/uploads/", header); a.status != http.StatusForbidden {
+		t.Errorf("a push with it: %d %s", a.status, a.body)
+	}
+}
+
+// TestWithoutRepositories: a registry that syncs nothing activates at its parent, gets the tokens and is in the tree.
+func TestWithoutRepositories(t *testing.T) {
+	f := newFamily(t)
+	delete(f.bottom.doc, "repositories")
+	for _, l := range []*node{f.top, f.middle, f.bottom} {
+		l.start()
+	}
+	f.bottom.until("the token of the top works", func() bool { return f.bottom.login("dev", "one") == http.StatusOK })
+	f.top.until("the top sees it", func() bool {
+		return strings.Contains(treeText(f.top.tree()), "layer3 layer4 ReadOnly Online 1.2.3")
+	})
+	if tree := f.top.tree(); tree[2].Activation.Status != registry.Active {
+		t.Errorf("%+v", tree[2])
+	}
 }

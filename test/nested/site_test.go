@@ -19,6 +19,7 @@ import (
 
 	"github.com/connected-registry/connected-registry/internal/module"
 	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/test/layer"
 	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
 
@@ -133,6 +134,9 @@ func (l *node) configFile() string { return filepath.Join(l.dir, "config", "conf
 // configure writes the configuration document in one step; a running registry sees it.
 func (l *node) configure() {
 	l.t.Helper()
+	if l.doc["mode"] == "ReadWrite" {
+		layer.Admit(l.doc)
+	}
 	body, err := json.Marshal(l.doc)
 	must(l.t, err)
 	l.write(body)
@@ -160,13 +164,18 @@ func (l *node) run() {
 	ready := make(chan struct{})
 	o := module.Options{
 		DataDir: filepath.Join(l.dir, "data"), ConfigFile: l.configFile(), Listen: l.addr, Name: l.name, Version: "test",
-		AnonymousPull: true, AnonymousPush: true, AllowInsecureParent: true,
+		AnonymousPull: true, AllowInsecureParent: true,
 		Ready: func(string) { close(ready) },
 		SetLevel: func(level string) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.levels = append(l.levels, level)
 		},
+	}
+	if parent, ok := l.doc["parent"].(map[string]any); ok && l.doc["mode"] == "ReadWrite" { // what it sends up takes a token too
+		o.Lookup = func(name string) (string, bool) {
+			return layer.Below(l.name, parent["gatewayEndpoint"].(string)), name == "ACR_REGISTRY_CONNECTION_STRING"
+		}
 	}
 	if l.options != nil {
 		l.options(&o)

@@ -158,7 +158,7 @@ func (l *layer) start() bool {
 	p.cancel = cancel
 	o := module.Options{
 		DataDir: l.volume.dir, Listen: l.name, Name: l.name, Version: "sim", Source: l.source,
-		AnonymousPull: true, AnonymousPush: true, AllowInsecureParent: true, Logger: l.log,
+		AnonymousPull: true, AllowInsecureParent: true, Logger: l.log,
 		Clock: clock.Func(l.Now),
 		Rand: func() float64 {
 			chanceMu.Lock()

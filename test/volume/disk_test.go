@@ -17,8 +17,12 @@ import (
 	"github.com/connected-registry/connected-registry/test/mounts"
 )
 
-// put pushes an image to the registry itself.
+// put pushes an image to the registry itself, when its tokens are known.
 func (d *daemon) put(ref string, img v1.Image) error {
+	d.until("the token is known", func() (bool, string) {
+		code, body := d.v2("GET", "")
+		return code == http.StatusOK, body
+	})
 	return cloud.Push(d.t.Context(), d.addr, ref, img)
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/connected-registry/connected-registry/test/layer"
 	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
 
@@ -92,7 +93,7 @@ func TestParentThatIsNone(t *testing.T) {
 				c.protocol = "http"
 			}
 			d := newDaemon(t, t.TempDir())
-			d.env = []string{"ACR_REGISTRY_CONNECTION_STRING=ConnectedRegistryName=floor;SyncTokenName=sync-token;SyncTokenPassword=" + password +
+			d.env = []string{"ACR_REGISTRY_CONNECTION_STRING=ConnectedRegistryName=floor;SyncTokenName=sync-token;SyncTokenPassword=" + layer.Password +
 				";ParentGatewayEndpoint=" + host + ";ParentEndpointProtocol=" + c.protocol}
 			d.configure(document(host, c.protocol))
 			begin := time.Now()
@@ -112,7 +113,7 @@ func TestParentThatIsNone(t *testing.T) {
 			if code, body := d.v2("GET", "acme/first/manifests/1"); code != http.StatusServiceUnavailable || !strings.Contains(body, host) {
 				t.Errorf("a pull: %d %s", code, body)
 			}
-			if strings.Contains(d.logged()+status, password) {
+			if strings.Contains(d.logged()+status, layer.Password) {
 				t.Error("the password is in the log or the status")
 			}
 			if code, _ := d.health("/readyz"); code != http.StatusOK {

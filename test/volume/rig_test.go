@@ -64,16 +64,13 @@ func (d *daemon) must(err error) {
 	}
 }
 
-// password is what the operator deletes with; the configuration has its hash.
-const password = "0123456789abcdef0123456789abcdef0123456789abcdef"
-
 // document is a configuration with this parent, and acme/first and acme/next in scope.
 func document(parent, protocol string) string {
 	doc, _ := json.Marshal(map[string]any{
 		"schemaVersion": "1.0", "mode": "ReadWrite", "repositories": map[string]string{"all": "acme/first acme/next"},
 		"parent":    map[string]any{"gatewayEndpoint": parent, "protocol": protocol},
 		"storage":   map[string]int{"reserveMiB": 0}, // the volumes here are small
-		"scopeMaps": map[string]string{"all": layer.Everything("*")}, "clientTokens": map[string]any{"operator": layer.Token("all", password)},
+		"scopeMaps": map[string]string{"all": layer.Everything("*")}, "clientTokens": map[string]any{layer.User: layer.Token("all", layer.Password)},
 	})
 	return string(doc)
 }
@@ -92,7 +89,7 @@ func (d *daemon) start() {
 	d.must(err)
 	defer log.Close() // the process has its own
 	args := append(append([]string{}, d.before...), binary, "serve", "--data-dir", d.data, "--config", d.file, "--listen", d.addr,
-		"--management", d.mgmt, "--insecure-anonymous-push", "--allow-insecure-parent")
+		"--management", d.mgmt, "--insecure-anonymous-pull", "--allow-insecure-parent")
 	args = append(args, d.args...)
 	d.cmd = exec.Command(args[0], args[1:]...)
 	d.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, d.env...)
@@ -240,7 +237,7 @@ func ask(method, url string) (int, string) {
 	if err != nil {
 		return 0, err.Error()
 	}
-	req.SetBasicAuth("operator", password)
+	req.SetBasicAuth(layer.User, layer.Password)
 	req.Header.Set("Accept", "application/vnd.oci.image.manifest.v1+json")
 	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
 	if err != nil {
