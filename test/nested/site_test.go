@@ -174,7 +174,10 @@ func (l *node) run() {
 	}
 	if parent, ok := l.doc["parent"].(map[string]any); ok && l.doc["mode"] == "ReadWrite" { // what it sends up takes a token too
 		o.Lookup = func(name string) (string, bool) {
-			return layer.Below(l.name, parent["gatewayEndpoint"].(string)), name == "ACR_REGISTRY_CONNECTION_STRING"
+			if name != "ACR_REGISTRY_CONNECTION_STRING" {
+				return "", false
+			}
+			return layer.Below(l.name, parent["gatewayEndpoint"].(string)), true
 		}
 	}
 	if l.options != nil {
