@@ -226,6 +226,7 @@ var (
 	theSent      = counter("parent_sent_bytes_total", "Bytes of requests to the parent.")
 	theAsked     = counter("parent_requests_total", "Requests to the parent.")
 	theOutbox    = gauge("outbox_entries", "Pushes that are not at the parent yet, by state.", "state")
+	theOutboxLen = gauge("outbox_bytes", "Content of pushes that are not at the parent yet, each blob once; the parent may have some of it.")
 	theOutboxAge = gauge("outbox_oldest_timestamp_seconds", "When the first push was acknowledged that is not at the parent yet.")
 	theAuditLost = counter("audit_lost_records_total", "Records of the audit log that a full disk lost and that the log does not tell of yet.")
 	theAuditOK   = gauge("audit_writable", "1 when the audit log can be written.")
@@ -276,6 +277,7 @@ func (m *Metrics) writeState(w io.Writer) {
 	theAsked.value(w, float64(st.Traffic.Requests))
 	if o := st.Outbox; o != nil {
 		values(w, theOutbox, map[string]float64{"pending": float64(o.Pending), "expired": float64(o.Expired), "refused": float64(o.Refused)})
+		theOutboxLen.value(w, float64(o.Bytes))
 		if !o.Oldest.IsZero() {
 			theOutboxAge.value(w, float64(o.Oldest.Unix()))
 		}

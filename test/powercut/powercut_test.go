@@ -125,6 +125,9 @@ func rounds(t *testing.T, binary, kind string, end ending, n int, options ...str
 			err = r.round(ctx, end, uint64(x.rounds))
 			x.rounds++
 		}
+		if err == nil {
+			err = r.heal(ctx)
+		}
 		x.acks += r.oracle.count()
 		x.facts += len(r.oracle.facts)
 		x.served += r.oracle.served

@@ -228,7 +228,14 @@ func (r *rig) again(ctx context.Context, how ending) error {
 	if err := r.start(ctx); err != nil {
 		return err
 	}
-	return errors.Join(r.oracle.verify(ctx, r.client), r.oracle.walk(ctx, r.client))
+	if err := errors.Join(r.oracle.verify(ctx, r.client), r.oracle.walk(ctx, r.client)); err != nil {
+		return err
+	}
+	queue, err := r.outbox(ctx)
+	if err != nil {
+		return err
+	}
+	return r.climbed(ctx, queue)
 }
 
 // publish gives the parent new versions: each tag is an index of two images that share a layer with the version before.
