@@ -61,6 +61,7 @@ test-interop-long: ## signatures by cosign, which takes minutes to build
 
 test-chaos-short: powercut-tools ## the fault tests as CI runs them; as root the power cuts too
 	cd test && $(GO) test -race -count=1 $(TESTFLAGS) ./chaos/...
+	$(GO) test -count=1 -run "^TestOutboxOfTenThousand$$" $(TESTFLAGS) ./internal/store
 	cd test && SIM_SEEDS=200 $(GO) test -count=1 -run '^TestSeeds$$' $(TESTFLAGS) ./sim # the race detector takes five times as long; make test has it
 	cd test && $(GO) test -count=1 -run '^TestSizes$$' $(TESTFLAGS) ./chaos # what the race detector distorts
 	cd test && POWERCUT=50 $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./powercut/...
