@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -65,6 +66,10 @@ func (s *Syncer) prepare(ctx context.Context, set Settings, l *listing, it itera
 	if err != nil {
 		return plan{}, nil, err
 	}
+	listed := make(map[string]map[string]registry.Digest, len(l.tags))
+	for repo, tags := range l.tags {
+		listed[repo] = maps.Clone(tags)
+	}
 	if err := s.up.index.yield(ctx, l, local); err != nil {
 		return plan{}, nil, err
 	}
@@ -72,6 +77,7 @@ func (s *Syncer) prepare(ctx context.Context, set Settings, l *listing, it itera
 	if it.verify {
 		p.fetch = append(p.fetch, s.incomplete(ctx, set, *l, local, p)...)
 	}
+	s.settled(listed, p)
 	for i := range p.fetch {
 		p.fetch[i].mark = l.mark
 	}
@@ -249,10 +255,12 @@ func (s *Syncer) lateReferrers(ctx context.Context, set Settings, l listing) (wh
 			continue
 		}
 		if _, err := s.store.ResolveManifest(ctx, c.Repository, registry.DigestReference(c.Digest)); err == nil {
+			s.note(c, nil)
 			continue
 		}
 		if _, err := s.store.ResolveManifest(ctx, c.Repository, registry.DigestReference(c.Subject)); err != nil {
-			continue // its subject is not in scope
+			s.note(c, nil) // its subject is not in scope; it comes with it
+			continue
 		}
 		img := image{repo: c.Repository, root: registry.Manifest{Descriptor: registry.Descriptor{Digest: c.Digest}}}
 		err := s.bring(ctx, img)

@@ -302,9 +302,16 @@ func (d *delivery) remove(ctx context.Context) error {
 	return d.sure(ctx)
 }
 
-// done takes the entry out of the queue: the parent has it.
+// done takes the entry out of the queue: the parent has it. Its tag is the parent's from now on; a ReadOnly registry does
+// not keep it when it is out of scope, and no change of the parent will tell of it again.
 func (d *delivery) done(ctx context.Context) error {
-	return d.c.leave(ctx, d.e, d.c.outbox.OutboxDone)
+	if err := d.c.leave(ctx, d.e, d.c.outbox.OutboxDone); err != nil {
+		return err
+	}
+	if d.set.Mode == registry.ReadOnly && d.e.Tag != "" && !d.set.Scope.MatchTag(d.e.Repository, d.e.Tag) {
+		return d.c.resync(ctx)
+	}
+	return nil
 }
 
 // lost takes the entry, which wanted the tag at ours, out of the queue: the tag stays with the parent, at theirs.

@@ -105,8 +105,29 @@ func (s *Syncer) failedTags() error {
 	return registry.AsError(first.err).WithMessage("%d tags or referrers failed, the first is %s: %s", len(s.retries), retryKey(first.change), message(first.err))
 }
 
+// settled forgets the tags of a listing that failed before and of which nothing is to be brought any more: another
+// digest took the place of the one that failed, it is here, or what was pushed here stands before it.
+func (s *Syncer) settled(listed map[string]map[string]registry.Digest, p plan) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.retries) == 0 {
+		return
+	}
+	wanted := map[string]bool{}
+	for _, w := range p.fetch {
+		for _, tag := range w.tags {
+			wanted[w.repo+":"+tag] = true
+		}
+	}
+	for key, r := range s.retries {
+		if listed[r.change.Repository][r.change.Tag] != "" && !wanted[key] { // empty: it is there, wherever it stands
+			delete(s.retries, key)
+		}
+	}
+}
+
 // again adds to a listing what failed before and is due, or all of it, and forgets what the listing says is gone or
-// out of scope. A tag whose digest is not known yet is asked for.
+// out of scope. Where a tag stands is asked anew: what it was when it failed may be of before a push of ours.
 func (s *Syncer) again(ctx context.Context, set Settings, l *listing, all bool) error {
 	s.mu.Lock()
 	now := s.o.Clock.Now()
@@ -133,23 +154,20 @@ func (s *Syncer) again(ctx context.Context, set Settings, l *listing, all bool) 
 			l.referrers = append(l.referrers, c)
 			continue
 		}
-		if c.Digest == "" {
-			d, err := set.Parent.ResolveManifest(ctx, c.Repository, registry.TagReference(c.Tag))
-			if err != nil && !errors.Is(err, registry.ErrManifestUnknown) {
-				if !s.alone(ctx, set, err) {
-					return err
-				}
-				s.note(c, err)
-				continue
+		d, err := set.Parent.ResolveManifest(ctx, c.Repository, registry.TagReference(c.Tag))
+		if err != nil && !errors.Is(err, registry.ErrManifestUnknown) {
+			if !s.alone(ctx, set, err) {
+				return err
 			}
-			s.note(c, nil)
-			if err != nil {
-				l.gone[c.Repository] = append(l.gone[c.Repository], c.Tag)
-				continue
-			}
-			c.Digest = d.Digest
+			s.note(c, err)
+			continue
 		}
-		l.add(c.Repository, c.Tag, c.Digest)
+		if err != nil {
+			s.note(c, nil)
+			l.gone[c.Repository] = append(l.gone[c.Repository], c.Tag)
+			continue
+		}
+		l.add(c.Repository, c.Tag, d.Digest)
 	}
 	return nil
 }

@@ -110,3 +110,62 @@ func TestFailingTagKeepsNothingElse(t *testing.T) {
 		stop()
 	})
 }
+
+// TestFailureThatIsOver lets a tag fail and a referrer, and then makes both needless: the tag and what the referrer is
+// came here in another way, or the tag moved on at the parent while it was not listed again. Nothing is tried any more
+// and nothing goes back to what had failed.
+func TestFailureThatIsOver(t *testing.T) {
+	for _, moved := range []bool{false, true} {
+		dir := t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			above := newLayerAbove()
+			bad, subject := registrytest.NewImage(1, 1000), registrytest.NewImage(2, 1000)
+			signature := registrytest.NewReferrer(3, subject.Descriptor, "application/vnd.example.signature")
+			above.push(t, "good", subject)
+			set := settings(t, above.parent, "app")
+			set.Parent = above
+			r, stop := newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
+			time.Sleep(time.Minute)
+			above.push(t, "bad", bad)
+			push(t, above.parent, "app", "", signature)
+			above.set(func(p *parent) {
+				above.log = append(above.log, registry.Change{Repository: "app", Subject: subject.Digest, Digest: signature.Digest})
+				denied := registry.ErrDenied.WithMessage("denied")
+				p.broken = map[string]error{"manifest app " + bad.Digest.String(): denied, "manifest app " + signature.Digest.String(): denied}
+			})
+			time.Sleep(2 * time.Minute)
+			mustNotHave(t, r.store, "app", "bad")
+			want := bad
+			if moved { // by a push of ours that was delivered, which the list of changes does not repeat
+				want = registrytest.NewImage(4, 1000)
+				push(t, above.parent, "app", "bad", want)
+			}
+			for _, img := range []registrytest.Image{want, signature} {
+				tag := map[bool][]string{true: {"bad"}, false: nil}[img.Digest == want.Digest]
+				for _, b := range img.Blobs {
+					if err := registrytest.PushBlob(t.Context(), r.store, "app", b); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if _, err := r.store.CommitImage(t.Context(), registry.Image{Repository: "app", Manifests: []registry.Manifest{img.Manifest}, Tags: tag}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			stop()
+			above.set(func(p *parent) { p.broken = nil })
+			r, stop = newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
+			before := above.count("changes")
+			time.Sleep(20 * time.Minute)
+			if n := above.count("changes") - before; n > 40 {
+				t.Errorf("moved %v: %d questions for changes in 20 minutes, want about one in 50 s", moved, n)
+			}
+			mustHave(t, r.store, "app", "bad", want)
+			var st registry.Status
+			r.Describe(&st)
+			if st.Sync.SyncState != registry.SyncSucceeded || len(st.Repositories[0].Behind) != 0 {
+				t.Errorf("moved %v: %+v, behind %+v", moved, st.Sync, st.Repositories[0].Behind)
+			}
+			stop()
+		})
+	}
+}

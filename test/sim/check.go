@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -30,7 +29,6 @@ func (w *world) check() {
 		if err != nil && !l.volume.ended() { // it may crash while it is looked at
 			w.failf("%s: %v", l.name, err)
 		}
-		w.account(i, l)
 	}
 }
 
@@ -118,23 +116,11 @@ func (l *layer) readable(s *store.Store, repo string, b registry.Descriptor) err
 	return nil
 }
 
-// account notes which blobs came and went, for what the links may carry.
-func (w *world) account(i int, l *layer) {
-	for d := range w.blobs {
-		here := l.volume.has(d)
-		if w.present[i][d] && !here {
-			w.absent[i][d]++
-		}
-		w.present[i][d] = here
-	}
-}
-
-// has reports whether the volume has a file of the digest.
-func (v *volume) has(d registry.Digest) bool {
+// lost is how often content that was here was removed, by collection or by a crash.
+func (v *volume) lost(d registry.Digest) int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	hex := d.Encoded()
-	return v.live[filepath.Join(v.dir, "blobs", "sha256", hex[:2])][hex] != nil
+	return v.went[d.Encoded()]
 }
 
 // holds reports whether a layer has a tag, complete, without asking its parent.
@@ -196,11 +182,11 @@ func (w *world) carried(i int, l *layer) {
 	}
 	var excess int64
 	for d, got := range k.blobs {
-		want := int64(w.blobs[registry.Digest(d)])*int64(1+w.absent[i][registry.Digest(d)]) + int64(k.gets[d])*header
+		want := int64(w.blobs[registry.Digest(d)])*int64(1+l.volume.lost(registry.Digest(d))) + int64(k.gets[d])*header
 		if got > want {
 			excess += got - want
 		}
-		if events == 0 && (got > want || k.gets[d] > 1+w.absent[i][registry.Digest(d)]) {
+		if events == 0 && (got > want || k.gets[d] > 1+l.volume.lost(registry.Digest(d))) {
 			w.failf("the link above %s carried %d bytes in %d answers for the %d of %s", l.name, got, k.gets[d], w.blobs[registry.Digest(d)], d)
 		}
 	}

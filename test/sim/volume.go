@@ -43,7 +43,7 @@ type volume struct {
 	crashAt int // operations until the crash; 0 is none
 	crash   crash
 	chance  *rand.Rand
-	ops     int
+	went    map[string]int // how often content was removed or lost, by the hex of its digest
 }
 
 // inode is one file. While it is clean, its bytes on the disk are those that would survive.
@@ -78,7 +78,7 @@ func (i *inode) before(body []byte) []byte {
 }
 
 func newVolume(base string, chance *rand.Rand) (*volume, error) {
-	v := &volume{base: base, dir: filepath.Join(base, "0"), chance: chance}
+	v := &volume{base: base, dir: filepath.Join(base, "0"), chance: chance, went: map[string]int{}}
 	if err := os.MkdirAll(v.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -114,7 +114,6 @@ func (v *volume) operation() error {
 	if v.dead {
 		return syscall.EIO
 	}
-	v.ops++
 	if v.crashAt > 0 {
 		if v.crashAt--; v.crashAt == 0 {
 			if err := v.end(v.crash); err != nil {
@@ -184,7 +183,35 @@ func (v *volume) again() error {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(v.base, e.Name())))
 		}
 	}
-	return errors.Join(err, v.scan())
+	before := v.contents()
+	if err = errors.Join(err, v.scan()); err != nil {
+		return err
+	}
+	after := v.contents()
+	for hex := range before {
+		if !after[hex] {
+			v.went[hex]++
+		}
+	}
+	return nil
+}
+
+// isContent reports whether a path is that of a blob.
+func (v *volume) isContent(path string) bool {
+	return filepath.Base(filepath.Dir(filepath.Dir(path))) == "sha256"
+}
+
+// contents are the names of the blobs that are there.
+func (v *volume) contents() map[string]bool {
+	all := map[string]bool{}
+	for dir, names := range v.live {
+		for name := range names {
+			if v.isContent(filepath.Join(dir, name)) {
+				all[name] = true
+			}
+		}
+	}
+	return all
 }
 
 // Create implements store.FS.
@@ -258,6 +285,9 @@ func (v *volume) unname(path string) error {
 		return err
 	}
 	ino.durable, ino.path = ino.before(body), ""
+	if v.isContent(path) {
+		v.went[filepath.Base(path)]++
+	}
 	delete(v.live[filepath.Dir(path)], filepath.Base(path))
 	return nil
 }

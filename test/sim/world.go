@@ -39,11 +39,9 @@ type world struct {
 	own      [layers]*acknowledged
 	pushes   [layers]map[string]int // acknowledged, by repository/manifests/tag
 	deletes  int
-	events   [layers]int  // what may have cost bytes of the link above a layer
-	losses   [layers]int  // those of them that may have cost all that was on its way
-	refetch  [layers]bool // its disk refused to sync: what was fetched is not believed, and fetched again and again
-	absent   [layers]map[registry.Digest]int
-	present  [layers]map[registry.Digest]bool
+	events   [layers]int             // what may have cost bytes of the link above a layer
+	losses   [layers]int             // those of them that may have cost all that was on its way
+	refetch  [layers]bool            // its disk refused to sync: what was fetched is not believed, and fetched again and again
 	blobs    map[registry.Digest]int // size of each
 
 	trace    []string
@@ -110,7 +108,6 @@ func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, 
 		l.configure()
 		w.own[i] = &acknowledged{manifests: map[string]bool{}, tags: map[string][]registry.Digest{}}
 		w.pushes[i] = map[string]int{}
-		w.absent[i], w.present[i] = map[registry.Digest]int{}, map[registry.Digest]bool{}
 		w.layers, parent = append(w.layers, l), l.name
 		w.floor = append(w.floor, w.net.client("floor", l.name))
 		w.net.change(l.name, l.parent, func(k *link) { k.latency = 5 * time.Millisecond })
