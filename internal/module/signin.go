@@ -30,7 +30,7 @@ func (m *Module) signIn(o *upstream.Options, c registry.Config, same bool) error
 	conn, endpoint := m.env.Connection, c.Parent.GatewayEndpoint
 	if m.env.ParentAuth != "" {
 		if conn.ParentGatewayEndpoint == "" || !same {
-			return registry.ErrDenied.WithMessage("%s is used for the parent that the environment names: set %s=%s beside %s", m.env.ParentAuth, twin.EnvParentEndpoint, endpoint, twin.EnvParentAuth)
+			return registry.ErrDenied.WithMessage("an identity is used for the parent that the environment names: set %s=%s beside %s", twin.EnvParentEndpoint, endpoint, twin.EnvParentAuth)
 		}
 		identity, err := m.identity()
 		if err != nil {
@@ -102,7 +102,7 @@ func (m *Module) identity() (upstream.Identity, error) {
 		AuthorityHost: get("AZURE_AUTHORITY_HOST"), Audience: get("ACR_AUDIENCE"),
 	}
 	if !slices.Contains(upstream.IdentityKinds, i.Kind) {
-		return i, registry.ErrUnsupported.WithMessage("%s=%s: want %s or one of %v", twin.EnvParentAuth, m.env.ParentAuth, twin.AuthSyncToken, upstream.IdentityKinds)
+		return i, registry.ErrUnsupported.WithMessage("%s: want %s or one of %v", twin.EnvParentAuth, twin.AuthSyncToken, upstream.IdentityKinds) // not what it is: people put secrets into wrong variables
 	}
 	if i.Kind == upstream.ManagedIdentity {
 		if id := m.env.Connection.ManagedIdentityClientID; id != "" {

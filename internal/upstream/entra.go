@@ -33,6 +33,7 @@ type entra struct {
 	one      chan struct{} // holds a token while nobody exchanges
 
 	// guarded by one
+	access      map[string]accessToken // by scope, made of token
 	token       registry.Secret
 	until       time.Time // the refresh token ends
 	renew       time.Time // and is renewed from here on
@@ -91,7 +92,7 @@ func (e *entra) refreshToken(ctx context.Context) (registry.Secret, error) {
 	if ends := expiry(token); !ends.IsZero() {
 		life = max(ends.Sub(now), time.Minute) // a clock that is wrong here would never find it good
 	}
-	e.token, e.until, e.renew = registry.Secret(token), now.Add(life), now.Add(life*3/4)
+	e.token, e.until, e.renew, e.access = registry.Secret(token), now.Add(life), now.Add(life*3/4), map[string]accessToken{}
 	return e.token, nil
 }
 
@@ -121,38 +122,48 @@ func (e *entra) exchange(ctx context.Context) (string, error) {
 	if e.identity.TenantID != "" {
 		form.Set("tenant", e.identity.TenantID)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.origin+"/oauth2/exchange", strings.NewReader(form.Encode()))
-	if err != nil {
+	var doc struct {
+		RefreshToken string `json:"refresh_token"`
+	}
+	if err := e.post(ctx, "/oauth2/exchange", form, &doc); err != nil {
 		return "", err
+	}
+	if doc.RefreshToken == "" {
+		return "", registry.ErrUnauthorized.WithMessage("%s answers the exchange of tokens without a refresh token", e.host)
+	}
+	return doc.RefreshToken, nil
+}
+
+// post sends a form to a token endpoint of the registry and reads its answer.
+//
+// Errors: UNAUTHORIZED, UNAVAILABLE, the context's.
+func (e *entra) post(ctx context.Context, path string, form url.Values, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.origin+path, strings.NewReader(form.Encode()))
+	if err != nil {
+		return err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	resp, err := e.client.Do(req)
 	if err != nil {
 		var known *registry.Error
 		if errors.As(err, &known) {
-			return "", known
+			return known
 		}
-		return "", registry.ErrUnavailable.WithMessage("no answer from %s", e.host).Wrap(err)
+		return registry.ErrUnavailable.WithMessage("no answer from %s", e.host).Wrap(err)
 	}
 	defer func() { _ = resp.Body.Close() }() // read
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxToken))
 	if err != nil {
-		return "", registry.ErrUnavailable.WithMessage("the answer of %s to the exchange of tokens broke off", e.host).Wrap(err)
+		return registry.ErrUnavailable.WithMessage("the answer of %s to the exchange of tokens broke off", e.host).Wrap(err)
 	}
 	switch {
 	case isAway(resp.StatusCode):
-		return "", away(e.host, resp.StatusCode, resp.Header)
-	case resp.StatusCode != http.StatusOK:
-		return "", registry.ErrUnauthorized.WithMessage("%s does not take the token of %s: HTTP %d%s; give the identity the role AcrPull, and AcrPush where it pushes",
+		return away(e.host, resp.StatusCode, resp.Header)
+	case resp.StatusCode != http.StatusOK || json.Unmarshal(body, into) != nil:
+		return registry.ErrUnauthorized.WithMessage("%s does not take the token of %s: HTTP %d%s; give the identity the role AcrPull, and AcrPush where it pushes",
 			e.host, e.identity.Who(), resp.StatusCode, reason(body))
 	}
-	var doc struct {
-		RefreshToken string `json:"refresh_token"`
-	}
-	if json.Unmarshal(body, &doc) != nil || doc.RefreshToken == "" {
-		return "", registry.ErrUnauthorized.WithMessage("%s answers the exchange of tokens without a refresh token", e.host)
-	}
-	return doc.RefreshToken, nil
+	return nil
 }
 
 // expiry reads when a JWT ends. Nothing is verified: the token is for its maker to read, and only its end is of use
@@ -173,4 +184,79 @@ func expiry(token string) time.Time {
 		return time.Time{}
 	}
 	return time.Unix(int64(claims.Exp), 0)
+}
+
+// accessToken is a token for one scope.
+type accessToken struct {
+	token registry.Secret
+	until time.Time
+}
+
+const (
+	// maxAccess bounds the access tokens that are kept.
+	maxAccess = 256
+	// leastAccess is how long an access token is used that does not say when it ends.
+	leastAccess = time.Minute
+)
+
+// introduce signs in a question that regclient has no part in. With an identity only the metadata API of the registry
+// is asked that way.
+//
+// Errors: UNAUTHORIZED, UNAVAILABLE, the context's.
+func (p *Parent) introduce(ctx context.Context, req *http.Request, path string) error {
+	if p.o.Username != "" {
+		req.SetBasicAuth(p.o.Username, p.o.Password.Reveal())
+	}
+	repo, ok := strings.CutPrefix(path, "/acr/v1/")
+	if p.entra == nil || !ok {
+		return nil
+	}
+	repo, _, _ = strings.Cut(repo, "/_")
+	refresh, err := p.entra.refreshToken(ctx)
+	if err != nil {
+		return err
+	}
+	token, err := p.entra.accessToken(ctx, refresh, "repository:"+repo+":metadata_read")
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+token.Reveal())
+	return nil
+}
+
+// accessToken makes an access token of a refresh token.
+//
+// Errors: UNAUTHORIZED, UNAVAILABLE, the context's.
+func (e *entra) accessToken(ctx context.Context, refresh registry.Secret, scope string) (registry.Secret, error) {
+	select {
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	case <-e.one:
+	}
+	defer func() { e.one <- struct{}{} }()
+	now := e.clock.Now()
+	if a, ok := e.access[scope]; ok && now.Before(a.until) && refresh == e.token {
+		return a.token, nil
+	}
+	form := url.Values{"grant_type": {"refresh_token"}, "service": {e.host}, "scope": {scope}, "refresh_token": {refresh.Reveal()}}
+	var doc struct {
+		AccessToken string `json:"access_token"`
+	}
+	if err := e.post(ctx, "/oauth2/token", form, &doc); err != nil {
+		return "", err
+	}
+	if doc.AccessToken == "" {
+		return "", registry.ErrUnauthorized.WithMessage("%s answers without an access token", e.host)
+	}
+	until := now.Add(leastAccess)
+	if ends := expiry(doc.AccessToken).Add(-leastAccess); ends.After(until) {
+		until = ends
+	}
+	if len(e.access) >= maxAccess {
+		clear(e.access)
+	}
+	if e.access != nil {
+		e.access[scope] = accessToken{registry.Secret(doc.AccessToken), until}
+	}
+	return registry.Secret(doc.AccessToken), nil
 }

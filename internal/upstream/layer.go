@@ -225,8 +225,8 @@ func (p *Parent) question(ctx context.Context, method, path string, query url.Va
 				req.Header.Set(name, value)
 			}
 		}
-		if p.o.Username != "" {
-			req.SetBasicAuth(p.o.Username, p.o.Password.Reveal())
+		if err := p.introduce(ctx, req, path); err != nil {
+			return nil, err
 		}
 	}
 	resp, err := p.http.Do(req)

@@ -186,6 +186,16 @@ func TestPages(t *testing.T) {
 	if len(tags) != 150 {
 		t.Errorf("%d tags of 150", len(tags))
 	}
+	if _, _, err := p.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all, total, err := p.RecentTags(t.Context(), "many", time.Time{})
+	if err != nil || total != 150 || len(all) != 150 || all[0].Name != "t149" {
+		t.Fatalf("by time: %d of %d, %v", len(all), total, err)
+	}
+	if none, _, err := p.RecentTags(t.Context(), "many", all[0].Updated.Add(time.Second)); err != nil || len(none) != 0 {
+		t.Errorf("nothing new: %v, %v", none, err)
+	}
 }
 
 // noLeak: nobody got a credential that is not for him.
