@@ -1,0 +1,92 @@
+//go:build interop
+
+package interop
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestAnonymous: where everybody may pull, each client pulls without having signed in, and nobody pushes. Docker does so in
+// its own test, as a client of a mirror.
+func TestAnonymous(t *testing.T) {
+	t.Parallel()
+	newSite(t, true, "127.0.0.1").doors(t, func(d *door) {
+		for name, pull := range map[string]func(*door, *content, string) (*client, []string){
+			"skopeo": anonymousSkopeo, "regctl": anonymousRegctl, "crane": anonymousCrane, "oras": anonymousOras,
+			"podman": anonymousContainers("podman"), "buildah": anonymousContainers("buildah"), "ctr": anonymousCtr,
+		} {
+			d.t.Run(name, func(t *testing.T) {
+				one := &door{site: d.site, t: t, tls: d.tls, up: d.up, down: d.down}
+				c := one.pushed("anonymous/" + name)
+				ref := one.down + "/" + one.repo("anonymous/"+name)
+				one.unseen(one.repo("anonymous/" + name))
+				client, push := pull(one, c, ref)
+				client.fails(push...)
+				one.gone(one.up + "/nobody:1")
+			})
+		}
+	})
+}
+
+func anonymousSkopeo(d *door, c *content, ref string) (*client, []string) {
+	sk := d.client("skopeo", "--insecure-policy")
+	dir := d.t.TempDir()
+	sk.run(append(append([]string{"copy", "--all", "--preserve-digests"}, when(!d.tls, "--src-tls-verify=false")...), "docker://"+ref+":1", "oci:"+dir+":1")...)
+	if got := named(d.t, dir, "1"); got != c.index {
+		d.t.Errorf("%s, want %s", got, c.index)
+	}
+	return sk, append(append([]string{"copy", "--all"}, when(!d.tls, "--dest-tls-verify=false")...), "oci:"+dir+":1", "docker://"+d.up+"/nobody:1")
+}
+
+func anonymousRegctl(d *door, c *content, ref string) (*client, []string) {
+	reg := d.client("regctl")
+	for _, addr := range []string{d.up, d.down} {
+		if !d.tls {
+			reg.run("registry", "set", "--skip-check", "--tls", "disabled", addr)
+		}
+	}
+	dir := d.t.TempDir()
+	reg.run("image", "copy", ref+":1", "ocidir://"+dir+":1")
+	if got := named(d.t, dir, "1"); got != c.index {
+		d.t.Errorf("%s, want %s", got, c.index)
+	}
+	return reg, []string{"image", "copy", "ocidir://" + dir + ":1", d.up + "/nobody:1"}
+}
+
+func anonymousCrane(d *door, c *content, ref string) (*client, []string) {
+	crane := d.client("crane", when(!d.tls, "--insecure")...)
+	dir := d.t.TempDir()
+	crane.run("pull", "--format", "oci", ref+":1", dir)
+	if got := named(d.t, dir, ""); got != c.index {
+		d.t.Errorf("%s, want %s", got, c.index)
+	}
+	return crane, []string{"push", c.layout, d.up + "/nobody:1"}
+}
+
+func anonymousOras(d *door, c *content, ref string) (*client, []string) {
+	oras := d.client("oras")
+	dir := d.t.TempDir()
+	oras.run(append([]string{"cp", "--to-oci-layout", ref + ":1", dir + ":1"}, when(!d.tls, "--from-plain-http")...)...)
+	if got := named(d.t, dir, "1"); got != c.index {
+		d.t.Errorf("%s, want %s", got, c.index)
+	}
+	return oras, append([]string{"cp", "--from-oci-layout", c.layout + ":1", d.up + "/nobody:1"}, when(!d.tls, "--to-plain-http")...)
+}
+
+func anonymousContainers(name string) func(*door, *content, string) (*client, []string) {
+	return func(d *door, c *content, ref string) (*client, []string) {
+		engine := d.containers(name)
+		id := strings.TrimPrefix(c.config["amd64"], "sha256:")
+		words(d.t, "the image", engine.run(append(append([]string{"pull", "--quiet"}, d.verify()...), ref+":1")...), id)
+		return engine, append(append([]string{"push"}, d.verify()...), id, "docker://"+d.up+"/nobody:1")
+	}
+}
+
+func anonymousCtr(d *door, c *content, ref string) (*client, []string) {
+	ctr := d.containerd()
+	access := d.hosts(ctr)
+	ctr.run(append(append([]string{"images", "pull"}, access...), "--all-platforms", "--snapshotter", "native", ref+":1")...)
+	contains(d.t, ctr.run("images", "list", "name=="+ref+":1"), c.index)
+	return ctr, append(append([]string{"images", "push"}, access...), d.up+"/nobody:1", ref+":1")
+}
