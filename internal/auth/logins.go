@@ -18,6 +18,8 @@ const (
 	// passwords must not push everything else out of the audit log.
 	refusalBurst = 60
 	refusalEvery = time.Second
+	// setBack is from how far on a time before the last one is that of another clock.
+	setBack = time.Minute
 )
 
 // visit is a token and where it signed in from.
@@ -53,10 +55,12 @@ func (l *logins) first(v visit, now time.Time) bool {
 func (l *logins) refusal(now time.Time) (hidden uint64, tell bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.used -= now.Sub(l.at); l.used < 0 || now.Before(l.at) { // a clock that is set back gives the burst anew
-		l.used = 0
+	switch passed := now.Sub(l.at); {
+	case passed >= 0:
+		l.used, l.at = max(0, l.used-passed), now
+	case passed < -setBack: // the clock was set back; what is less is two requests that overtook each other
+		l.used, l.at = 0, now
 	}
-	l.at = now
 	if l.used > (refusalBurst-1)*refusalEvery {
 		l.hidden++
 		return 0, false
