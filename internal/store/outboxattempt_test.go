@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -51,4 +52,53 @@ func TestOutboxAttemptPassesOn(t *testing.T) {
 	closeChecked(t, s)
 	s = climbing(t, dir, Options{})
 	check(push(two))
+}
+
+// TestOutboxDeleteOfMoved: a tag goes at the parent with the manifest that it points at here, also where it still points
+// at another one there.
+func TestOutboxDeleteOfMoved(t *testing.T) {
+	a, b := registrytest.NewImage(1, 100), registrytest.NewImage(2, 100)
+	for name, before := range map[string]func(t *testing.T, s *Store) error{
+		"delivered": func(t *testing.T, s *Store) error {
+			return errors.Join(registrytest.Push(t.Context(), s, testRepo, "v1", a), s.OutboxDone(t.Context(), 1))
+		},
+		"no answer came": func(t *testing.T, s *Store) error {
+			err := registrytest.Push(t.Context(), s, testRepo, "v1", a)
+			list, lerr := s.OutboxEntries(t.Context(), 0, 1)
+			if err = errors.Join(err, lerr); err != nil {
+				return err
+			}
+			list[0].Put = a.Digest
+			_, err = s.OutboxAttempt(t.Context(), list[0], false)
+			return err
+		},
+		"synchronised": func(t *testing.T, s *Store) error { return synced(t.Context(), s, testRepo, "v1", a) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, ctx, parent := climbing(t, t.TempDir(), Options{}), t.Context(), registrytest.NewMemory()
+			err := errors.Join(registrytest.Push(ctx, parent, testRepo, "v1", a), before(t, s),
+				registrytest.Push(ctx, s, testRepo, "v1", b), registrytest.Push(ctx, s, testRepo, "v2", b),
+				s.DeleteManifest(ctx, testRepo, b.Digest))
+			list, lerr := s.OutboxEntries(ctx, 0, registry.MaxPage)
+			if err = errors.Join(err, lerr); err != nil {
+				t.Fatal(err)
+			}
+			checkOutbox(t, s)
+			untags := 0
+			for _, e := range list {
+				if e.Action == registry.OutboxUntag {
+					untags++
+				}
+				if err := errors.Join(deliver(ctx, s, parent, e), s.OutboxDone(ctx, e.Seq)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if d, err := parent.ResolveManifest(ctx, testRepo, registry.TagReference("v1")); !errors.Is(err, registry.ErrManifestUnknown) {
+				t.Errorf("v1 was deleted here and is at %s at the parent, %v", d.Digest, err)
+			}
+			if untags != 1 { // v2 was never there
+				t.Errorf("%d untags, want one", untags)
+			}
+		})
+	}
 }

@@ -25,6 +25,7 @@ type outboxModel struct {
 	pushed  map[registry.Digest]bool // acknowledged, and not deleted since
 	deletes []int                    // images that nobody needs as a child
 	swept   map[string]bool          // tags of others that went at the parent with a manifest that was deleted here
+	foreign map[string]bool          // tags that others moved at the parent, and the floor does not know of
 }
 
 func newOutboxModel(rt *rapid.T, dir string) *outboxModel {
@@ -32,7 +33,7 @@ func newOutboxModel(rt *rapid.T, dir string) *outboxModel {
 	index := registrytest.NewIndex(a, b)
 	m := &outboxModel{
 		ctx: context.Background(), dir: dir, now: &testTime{}, parent: registrytest.NewMemory(), pushed: map[registry.Digest]bool{},
-		images: []registrytest.Image{a, b, c, index, registrytest.NewReferrer(4, c.Descriptor, "application/vnd.example")}, deletes: []int{2, 3, 4}, swept: map[string]bool{},
+		images: []registrytest.Image{a, b, c, index, registrytest.NewReferrer(4, c.Descriptor, "application/vnd.example")}, deletes: []int{2, 3, 4}, swept: map[string]bool{}, foreign: map[string]bool{},
 	}
 	m.open(rt)
 	return m
@@ -72,9 +73,16 @@ func (m *outboxModel) climb(rt *rapid.T, lost bool) bool {
 			m.swept[tag] = true
 		}
 	}
+	if e := entries[0]; e.Action == registry.OutboxPush && e.Tag != "" {
+		e.Base, e.Put = tagsAt(rt, m.ctx, m.parent)[e.Tag], e.Digest
+		if ok, err := m.s.OutboxAttempt(m.ctx, e, false); !ok || err != nil {
+			rt.Fatalf("%+v: %t, %v", e, ok, err)
+		}
+	}
 	if err := deliver(m.ctx, m.s, m.parent, entries[0]); err != nil {
 		rt.Fatalf("%+v: %v", entries[0], err)
 	}
+	delete(m.foreign, entries[0].Tag)
 	if !lost {
 		if err := m.s.OutboxDone(m.ctx, entries[0].Seq); err != nil {
 			rt.Fatal(err)
@@ -145,7 +153,8 @@ func (m *outboxModel) check(rt *rapid.T) {
 }
 
 // TestOutboxModel lets clients change a floor while its queue is delivered now and then, with answers that get lost,
-// restarts, collections and synchronisation from the parent. At the end floor and parent are equal.
+// restarts, collections and synchronisation from the parent. At the end nothing that was removed here is left at the
+// parent, and floor and parent are equal.
 func TestOutboxModel(t *testing.T) {
 	tags := []string{"latest", "v1", "v2"}
 	rapid.Check(t, func(rt *rapid.T) {
@@ -186,7 +195,9 @@ func TestOutboxModel(t *testing.T) {
 			},
 			"deliver and lose the answer": func(rt *rapid.T) { m.climb(rt, true) },
 			"move at the parent": func(rt *rapid.T) {
-				if err := registrytest.Push(m.ctx, m.parent, testRepo, rapid.SampledFrom(tags).Draw(rt, "tag"), image(rt)); err != nil {
+				tag := rapid.SampledFrom(tags).Draw(rt, "tag")
+				m.foreign[tag] = true
+				if err := registrytest.Push(m.ctx, m.parent, testRepo, tag, image(rt)); err != nil {
 					rt.Fatal(err)
 				}
 			},
@@ -213,6 +224,12 @@ func TestOutboxModel(t *testing.T) {
 		})
 		for m.climb(rt, false) {
 			m.check(rt)
+		}
+		floor := tagsAt(rt, m.ctx, m.s)
+		for tag, d := range tagsAt(rt, m.ctx, m.parent) {
+			if floor[tag] == "" && !m.foreign[tag] {
+				rt.Fatalf("%s was removed here and is at %s at the parent", tag, short(d))
+			}
 		}
 		m.sync(rt)
 		floor, parent := tagsAt(rt, m.ctx, m.s), tagsAt(rt, m.ctx, m.parent)

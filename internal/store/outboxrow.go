@@ -45,6 +45,11 @@ type above struct {
 	put  registry.Digest // what an attempt since then, of which no answer came, may have put there; empty: nothing
 }
 
+// elsewhere reports whether the tag may stand at the parent at another manifest than d.
+func (a above) elsewhere(d registry.Digest) bool {
+	return (a.base != "" && a.base != d) || (a.put != "" && a.put != d)
+}
+
 // baseTag is a tag that went with a deleted manifest, and where it stood at the parent.
 type baseTag struct {
 	tag string

@@ -21,7 +21,8 @@ import (
 //	untag of t            replaces what the queue has about t in the same way, and always adds an untag: whether an
 //	                      attempt that is under way has reached the parent is unknown.
 //	delete of d           takes out every push of d, and what the queue has about the tags that pointed at d here; it
-//	                      always adds a delete.
+//	                      always adds a delete, and an untag of each of these tags that may point at another manifest
+//	                      at the parent, where it would outlive d.
 //
 // Where a tag stands at the parent is kept with the row: where it was seen last, and what an attempt since then may have
 // put there. It passes from a row to the one that replaces it. What synchronisation does adds nothing. While climbing is off, rows are replaced and
@@ -90,7 +91,13 @@ func (r *repoTx) queueDelete(d registry.Digest, mediaType string, tags []string,
 		if err != nil {
 			return err
 		}
-		row.tags = append(row.tags, baseTag{tag, base})
+		if !base.elsewhere(d) {
+			row.tags = append(row.tags, baseTag{tag, base})
+		} else if r.t.s.climbing.Load() {
+			if err := q.add(outboxRow{action: rowUntag, repo: r.name, tag: tag, digest: d, above: base, principal: principal}); err != nil {
+				return err
+			}
+		}
 	}
 	for _, seq := range slices.Concat(q.ofDigest(r.name, d, rowPush), q.ofDigest(r.name, d, rowDelete)) {
 		old, ok := q.row(seq)

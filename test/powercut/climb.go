@@ -31,11 +31,14 @@ func (r *rig) outbox(ctx context.Context) (list []registry.OutboxEntry, err erro
 	}
 }
 
-// climbed holds what clients know against the parent: each tag and manifest that was pushed here stands there as it does
-// here, or is queued. What was removed here is not looked for there.
+// climbed holds what clients know against the parent: each tag and manifest that was pushed or removed here stands there
+// as it does here, or is queued. A queued delete of a manifest takes the tags along that point at it there.
 func (r *rig) climbed(ctx context.Context, queue []registry.OutboxEntry) error {
-	queued := map[string]bool{}
+	queued, going := map[string]bool{}, map[string]bool{}
 	for _, e := range queue {
+		if e.Action == registry.OutboxDelete {
+			going[tagPath(e.Repository, e.Digest.String())] = true
+		}
 		queued[tagPath(e.Repository, e.Digest.String())] = true
 		if e.Tag != "" {
 			queued[tagPath(e.Repository, e.Tag)] = true
@@ -45,7 +48,7 @@ func (r *rig) climbed(ctx context.Context, queue []registry.OutboxEntry) error {
 	o := r.oracle
 	o.mu.Lock()
 	for path, f := range o.facts {
-		if strings.HasPrefix(path, "/v2/local/") && strings.Contains(path, "/manifests/") && f.acked != "" {
+		if strings.HasPrefix(path, "/v2/local/") && strings.Contains(path, "/manifests/") {
 			want[path] = f.acked
 		}
 	}
@@ -65,7 +68,7 @@ func (r *rig) climbed(ctx context.Context, queue []registry.OutboxEntry) error {
 		if a.status == http.StatusOK {
 			found = string(digestOf(a.body))
 		}
-		if found == want[path] || queued[path] {
+		if found == want[path] || queued[path] || want[path] == "" && going[path[:strings.LastIndex(path, "/")+1]+found] {
 			return nil
 		}
 		o.mu.Lock()
