@@ -83,11 +83,11 @@ func TestSettingsMakeAWorkingChild(t *testing.T) {
 	lower.until("it pulls what its parent has, for a client token from above", func() bool {
 		return lower.ask(request{method: "GET", path: "/v2/acme/app/manifests/v1", user: "all", password: "pw-all"}).status == http.StatusOK
 	})
-	var status registry.Status
-	must(t, module.Control(t.Context(), filepath.Join(lower.dir, "data"), "GET", "/status", nil, &status))
-	if status.Name != "line4" || status.Activation.Status != registry.Active || len(status.StatusDetails) > 0 {
-		t.Errorf("%+v", status)
-	}
+	lower.until("it is active and nothing is wrong", func() bool {
+		var status registry.Status
+		must(t, module.Control(t.Context(), filepath.Join(lower.dir, "data"), "GET", "/status", nil, &status))
+		return status.Name == "line4" && status.Activation.Status == registry.Active && len(status.StatusDetails) == 0
+	})
 	// The password is rotated without a gap.
 	user, first := out.Settings["SYNC_TOKEN_USER"], out.Settings["SYNC_TOKEN_PASSWORD"]
 	out = run("settings", "get", "--name", "line4", "--generate-password", "2")
