@@ -81,7 +81,7 @@ func (d *delivery) push(ctx context.Context) error {
 		return err
 	}
 	if at == e.Digest {
-		return d.done(ctx)
+		return d.there(ctx)
 	}
 	there := false
 	if e.Tag != "" {
@@ -92,7 +92,7 @@ func (d *delivery) push(ctx context.Context) error {
 		there = have == e.Digest
 	}
 	if there && e.State == registry.OutboxDelivered {
-		return d.done(ctx) // somebody moved the tag after us
+		return d.there(ctx) // somebody moved the tag after us
 	}
 	overwrites := d.overwrites(at)
 	lost := overwrites && d.set.Conflict == registry.ParentWins
@@ -108,6 +108,19 @@ func (d *delivery) push(ctx context.Context) error {
 		return d.lost(ctx, e.Digest, at)
 	}
 	return d.sure(ctx)
+}
+
+// there is done for a manifest that is at the parent already. An attempt that ended early may not have come so far as to
+// have it listed among what refers to its subject.
+func (d *delivery) there(ctx context.Context) error {
+	if m, err := d.manifest(ctx, d.e.Digest); err == nil { // one that cannot be read here is no reason to keep the entry
+		err = d.p.Refer(ctx, d.e.Repository, m)
+		d.c.s.contact(err)
+		if err != nil {
+			return err
+		}
+	}
+	return d.done(ctx)
 }
 
 // overwrites reports whether the tag stands at the parent where neither it stood when it moved here, nor we put it.

@@ -30,6 +30,8 @@ type Pusher interface {
 	PutManifest(ctx context.Context, repo string, ref registry.Reference, m registry.Manifest) (registry.Descriptor, error)
 	DeleteManifest(ctx context.Context, repo string, d registry.Digest) error
 	DeleteTag(ctx context.Context, repo, tag string) error
+	// Refer makes sure that a manifest that is there is listed among what refers to its subject.
+	Refer(ctx context.Context, repo string, m registry.Manifest) error
 }
 
 // climber carries the outbox to the parent.

@@ -72,6 +72,11 @@ func (p *parent) DeleteTag(ctx context.Context, repo, tag string) error {
 	return p.Registry.DeleteTag(ctx, repo, tag)
 }
 
+// Refer has nothing to do: this parent keeps such lists itself.
+func (p *parent) Refer(_ context.Context, repo string, m registry.Manifest) error {
+	return p.ask("refer " + repo + " " + m.Digest.String())
+}
+
 // floor is a ReadWrite registry whose outbox climbs to a parent. Clients push to its store.
 type floor struct {
 	*syncer.Syncer
@@ -349,6 +354,41 @@ func TestLostAnswer(t *testing.T) {
 	var s registry.Status
 	if f.Describe(&s); len(s.Outbox.Conflicts) != 0 {
 		t.Errorf("conflicts %+v", s.Outbox.Conflicts)
+	}
+}
+
+// TestListedInTheEnd loses the answer of a manifest that refers to another: the next attempt finds it at the parent, and
+// has it listed among what refers to its subject.
+func TestListedInTheEnd(t *testing.T) {
+	p := newParent()
+	f := newFloor(t, climbing(t, p), syncer.Options{ConfirmAfter: -1, Rand: func() float64 { return 0 }}, false)
+	img := registrytest.NewImage(1, 10)
+	signature := registrytest.NewReferrer(2, img.Descriptor, "application/vnd.example.signature")
+	refer := "refer app " + signature.Digest.String()
+	lost := make(chan struct{})
+	p.set(func(p *parent) {
+		p.after = func(what string) error {
+			if what != "put app "+signature.Digest.String() {
+				return nil
+			}
+			p.after, p.broken = nil, map[string]error{refer: away}
+			close(lost)
+			return away
+		}
+	})
+	f.push("v", img)
+	f.push("", signature)
+	<-lost
+	f.retry()
+	f.until("it is looked for on the list", func() bool { return p.count(refer) > 0 })
+	if n := len(f.entries()); n != 1 {
+		t.Errorf("%d entries while the list cannot be written", n)
+	}
+	p.set(func(p *parent) { p.broken = nil })
+	f.retry()
+	f.empty()
+	if n := p.count("put app " + signature.Digest.String()); n != 1 {
+		t.Errorf("it was put %d times", n)
 	}
 }
 

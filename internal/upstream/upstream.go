@@ -70,9 +70,12 @@ type Parent struct {
 	refresh   registry.Secret // the refresh token of reg
 	renewed   time.Time
 	kind      registry.ParentKind
+	lister    bool // it keeps lists of referrers itself
 	rangeless sync.Once
 
-	lists map[string]wholeList   // of more than one page, whose next page may be asked for
+	lists     map[string]wholeList // of more than one page, whose next page may be asked for
+	relisting chan struct{}        // holds one while a list of referrers is changed
+
 	relay atomic.Pointer[string] // version of the tokens that the parent has for this registry; nil: it said nothing of that
 
 	chunkMu                     sync.Mutex
@@ -134,7 +137,7 @@ func New(o Options) (*Parent, error) {
 		sourceClient: o.SourceClient, refused: map[string]time.Time{},
 	}
 	p.http = &http.Client{Transport: p.wire, CheckRedirect: client.CheckRedirect}
-	p.lists = map[string]wholeList{}
+	p.lists, p.relisting = map[string]wholeList{}, make(chan struct{}, 1)
 	if o.Identity.Kind != "" {
 		if p.entra, err = p.newEntra(); err != nil {
 			return nil, err

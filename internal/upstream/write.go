@@ -2,17 +2,13 @@ package upstream
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
-	specs "github.com/opencontainers/image-spec/specs-go"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/regclient/regclient/scheme/reg"
 	"github.com/regclient/regclient/types/descriptor"
 
@@ -153,36 +149,12 @@ func (p *Parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 	if said != want.Digest.String() {
 		return registry.Descriptor{}, p.lies(want.Digest, said)
 	}
-	if refs.Subject != nil && c.header.Get("Oci-Subject") == "" {
+	if c.header.Get("Oci-Subject") != "" {
+		p.sawList()
+	} else if refs.Subject != nil {
 		return want.Descriptor, p.refer(ctx, repo, refs.Subject.Digest, registry.ReferrerDescriptor(want.Descriptor, refs))
 	}
 	return want.Descriptor, nil
-}
-
-// refer adds a manifest to the list of what refers to its subject, at a parent that does not keep such lists itself: there
-// it is an index under a tag (OCI distribution spec, "Pushing Manifests with Subject" and "Referrers Tag Schema").
-func (p *Parent) refer(ctx context.Context, repo string, subject registry.Digest, d registry.Descriptor) error {
-	tag := registry.TagReference(strings.Replace(subject.String(), ":", "-", 1))
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: registry.MediaTypeImageIndex}
-	m, err := p.GetManifest(ctx, repo, tag)
-	switch {
-	case errors.Is(err, registry.ErrManifestUnknown), errors.Is(err, registry.ErrNameUnknown):
-	case err != nil:
-		return err
-	case json.Unmarshal(m.Bytes, &index) != nil || m.MediaType != registry.MediaTypeImageIndex:
-		return registry.ErrConflict.WithMessage("%s has something else under the tag %s of %s, where the list of referrers belongs", p.host, tag, repo)
-	}
-	if slices.ContainsFunc(index.Manifests, func(o registry.Descriptor) bool { return o.Digest == d.Digest }) {
-		return nil
-	}
-	index.Manifests = append(index.Manifests, d)
-	body, err := json.Marshal(index)
-	if err != nil {
-		return err
-	}
-	m.MediaType, m.Bytes = registry.MediaTypeImageIndex, body
-	_, err = p.PutManifest(ctx, repo, tag, m)
-	return err
 }
 
 // lies is the error of a parent that says that it has stored something else.
@@ -190,8 +162,12 @@ func (p *Parent) lies(want registry.Digest, said string) error {
 	return registry.ErrUnavailable.WithMessage("%s says that it stored %s as %q", p.host, want, clip(said))
 }
 
-// DeleteManifest implements registry.Deleter.
+// DeleteManifest implements registry.Deleter. At a parent that does not keep lists of referrers itself the manifest is
+// taken off the one that it is in.
 func (p *Parent) DeleteManifest(ctx context.Context, repo string, d registry.Digest) error {
+	if err := p.unrefer(ctx, repo, d); err != nil {
+		return err
+	}
 	return p.delete(ctx, repo, "/v2/"+repo+"/manifests/"+d.String(), registry.ErrManifestUnknown)
 }
 

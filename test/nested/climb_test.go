@@ -3,8 +3,11 @@ package nested
 import (
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/connected-registry/connected-registry/internal/module"
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -142,7 +145,8 @@ func TestTwoFloors(t *testing.T) {
 	})
 }
 
-// TestClimbDeletes removes at the bottom what is in the cloud.
+// TestClimbDeletes removes at the bottom what is in the cloud: a tag of two, and a signature, which leaves the list of what
+// refers to its subject. One of the clouds has no such list of its own: there it is an index under a tag, which goes too.
 func TestClimbDeletes(t *testing.T) {
 	eachKind(t, func(t *testing.T, k kind) {
 		s := newFloor(t, k, 2, "acme/app")
@@ -152,15 +156,47 @@ func TestClimbDeletes(t *testing.T) {
 		s.startFloor()
 		s.bottom().has("acme/app", "1", digest)
 		s.bottom().has("acme/app", "2", digest)
-		header := map[string]string{"Authorization": basicAuth(layer.User, layer.Password)}
-		if a := ask(t, s.bottom().addr, http.MethodDelete, "/v2/acme/app/manifests/2", header); a.status != http.StatusAccepted {
-			t.Fatalf("%d: %s", a.status, a.body)
+		subject, err := v1.NewHash(digest)
+		must(t, err)
+		signatures := func() int {
+			list, err := cloud.Referrers(t.Context(), s.cloud, "acme/app", subject)
+			must(t, err)
+			return len(list)
+		}
+		var signed []string
+		for _, text := range []string{"one", "two"} {
+			signature, err := cloud.Artifact(img, "application/vnd.example.signature", text)
+			must(t, err)
+			d, err := signature.Digest()
+			must(t, err)
+			signed = append(signed, push(t, s.bottom().addr, "acme/app@"+d.String(), signature))
 		}
 		s.drained()
-		if a := ask(t, s.cloud, http.MethodHead, "/v2/acme/app/manifests/2", nil); a.status != http.StatusNotFound {
-			t.Errorf("the tag is in the cloud: %d", a.status)
+		if n := signatures(); n != 2 {
+			t.Errorf("%d signatures in the cloud, want 2", n)
 		}
+		header := map[string]string{"Authorization": basicAuth(layer.User, layer.Password)}
+		remove := func(ref string) {
+			t.Helper()
+			if a := ask(t, s.bottom().addr, http.MethodDelete, "/v2/acme/app/manifests/"+ref, header); a.status != http.StatusAccepted {
+				t.Fatalf("%d: %s", a.status, a.body)
+			}
+			s.drained()
+			if a := ask(t, s.cloud, http.MethodHead, "/v2/acme/app/manifests/"+ref, nil); a.status != http.StatusNotFound {
+				t.Errorf("%s is in the cloud: %d", ref, a.status)
+			}
+		}
+		remove("2")
 		s.arrives("acme/app", "1", digest)
+		for i, d := range signed {
+			remove(d)
+			if n := signatures(); n != 1-i {
+				t.Errorf("%d signatures in the cloud, want %d", n, 1-i)
+			}
+		}
+		if a := ask(t, s.cloud, http.MethodHead, "/v2/acme/app/manifests/"+strings.Replace(digest, ":", "-", 1), nil); a.status != http.StatusNotFound {
+			t.Errorf("the list that is empty is in the cloud: %d", a.status)
+		}
 	})
 }
 
