@@ -27,7 +27,9 @@ var (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := root().ExecuteContext(ctx); err != nil {
+	cmd := root()
+	cmd.SetArgs(gather(os.Args[1:]))
+	if err := cmd.ExecuteContext(ctx); err != nil {
 		if !errors.Is(err, context.Canceled) {
 			fmt.Fprintln(os.Stderr, "connected-registry:", err)
 		}
@@ -47,7 +49,7 @@ func root() *cobra.Command {
 	}
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	cmd.AddCommand(serveCommand(), statusCommand(), syncCommand(), readinessCommand(), gcCommand(), outboxCommand(),
-		deactivateCommand(), activationCommand("activate", "Use the parent again"), listCommand(), showCommand(), settingsCommand(), permissionsCommand(), configCommand())
+		deactivateCommand(), activationCommand("activate", "Use the parent again"), listCommand(), showCommand(), listTokensCommand(), settingsCommand(), permissionsCommand(), configCommand())
 	return cmd
 }
 

@@ -106,6 +106,7 @@ func deactivateCommand() *cobra.Command {
 		"installed anew takes its place by itself."
 	name := cmd.Flags().StringP("name", "n", "", "name of a connected registry below; empty is this one")
 	dataDir, output := cmd.Flags().Lookup("data-dir"), cmd.Flags().Lookup("output")
+	yesFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var s registry.Status
 		if err := module.Control(cmd.Context(), dataDir.Value.String(), "POST", "/methods/deactivate", map[string]string{"name": *name}, &s); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -20,7 +21,6 @@ import (
 
 	"github.com/connected-registry/connected-registry/internal/hierarchy"
 	"github.com/connected-registry/connected-registry/internal/registry"
-	"github.com/connected-registry/connected-registry/internal/schedule"
 	"github.com/connected-registry/connected-registry/internal/twin"
 )
 
@@ -33,10 +33,6 @@ const maxHierarchy = 32 << 20
 // hierarchyFile is the tree as it is kept between two commands; it holds no password, only their hashes.
 type hierarchyFile struct {
 	Registries []hierarchy.Node `json:"connectedRegistries"`
-}
-
-func hierarchyFlag(cmd *cobra.Command) *string {
-	return cmd.PersistentFlags().String("hierarchy", "connected-registries.json", "file with the tree of connected registries, read and written here; it holds no password")
 }
 
 func readHierarchy(path string) (hierarchy.Tree, error) {
@@ -88,8 +84,8 @@ func plain(err error) error {
 
 // settings is what get-settings prints.
 type settings struct {
-	User        string `json:"SYNC_TOKEN_USER"`
-	Password    string `json:"SYNC_TOKEN_PASSWORD"`
+	User        string `json:"SYNC_TOKEN_USER,omitempty"`
+	Password    string `json:"SYNC_TOKEN_PASSWORD,omitempty"`
 	Certificate string `json:"ACR_REGISTRY_CERTIFICATE_VOLUME"`
 	Data        string `json:"ACR_REGISTRY_DATA_VOLUME"`
 	Connection  string `json:"ACR_REGISTRY_CONNECTION_STRING"`
@@ -97,12 +93,17 @@ type settings struct {
 }
 
 func settingsOf(n hierarchy.Node, password string) settings {
-	return settings{
-		User: n.Name, Password: password, Certificate: twin.DefaultCertificateVolume, Data: twin.DefaultDataVolume,
+	s := settings{
+		Certificate: twin.DefaultCertificateVolume, Data: twin.DefaultDataVolume,
 		LoginServer: "<Optional: connected registry login server. More info at https://aka.ms/acr/connected-registry>",
-		Connection: fmt.Sprintf("ConnectedRegistryName=%s;SyncTokenName=%[1]s;SyncTokenPassword=%s;ParentGatewayEndpoint=%s;ParentEndpointProtocol=%s",
-			n.Name, password, n.Endpoint, n.Protocol),
 	}
+	signIn := "ManagedIdentityClientId=" + n.Identity
+	if n.Identity == "" {
+		s.User, s.Password = cmp.Or(n.SyncToken, n.Name), password
+		signIn = "SyncTokenName=" + s.User + ";SyncTokenPassword=" + password
+	}
+	s.Connection = fmt.Sprintf("ConnectedRegistryName=%s;%s;ParentGatewayEndpoint=%s;ParentEndpointProtocol=%s", n.Name, signIn, n.Endpoint, n.Protocol)
+	return s
 }
 
 // outcome is what a command that changes the tree answers.
@@ -131,7 +132,9 @@ func (o outcome) print(w io.Writer, output string) error {
 			{"ACR_REGISTRY_CONNECTION_STRING", s.Connection},
 			{"ACR_REGISTRY_LOGIN_SERVER", s.LoginServer},
 		} {
-			fmt.Fprintf(t, "%s\t%s\n", row[0], row[1])
+			if row[1] != "" { // a managed identity has no token
+				fmt.Fprintf(t, "%s\t%s\n", row[0], row[1])
+			}
 		}
 		fmt.Fprintln(t)
 	}
@@ -171,18 +174,6 @@ func flatten(path string, v any) (lines [][2]string) {
 	return lines
 }
 
-// longNotes warns of strings that no twin can carry.
-func longNotes(w io.Writer, patches []hierarchy.Patch) {
-	for _, p := range patches {
-		for _, line := range flatten("", p.Properties) {
-			if len(line[1]) > twin.MaxString {
-				fmt.Fprintf(w, "%s of %s has %d bytes, a twin takes %d: use wildcards, or put scopeMaps and clientTokens into the tokens file of that registry (--tokens)\n",
-					line[0], p.Registry, len(line[1]), twin.MaxString)
-			}
-		}
-	}
-}
-
 // newPassword makes one of 256 bits, and how it stands in a document.
 func newPassword() (password, hash string) {
 	raw := make([]byte, 32)
@@ -207,244 +198,128 @@ func settingsCommand() *cobra.Command {
 		Long: "Make a connected registry's sync token and connection string, and print what changes in its module twin and in those of all above.\n" +
 			"The tree is kept in the file --hierarchy, which holds no password; nothing is sent anywhere.",
 	}
-	file := hierarchyFlag(cmd)
-	cmd.AddCommand(createCommand(file), getSettingsCommand(file), deleteCommand(file))
+	e := newEditor(cmd)
+	cmd.AddCommand(createCommand(e), updateCommand(e), getSettingsCommand(e), listSettingsCommand(e), listSettingsTokensCommand(e), deleteCommand(e))
 	return cmd
 }
 
-func createCommand(file *string) *cobra.Command {
-	var n hierarchy.Node
-	var mode string
-	var repositories, clientTokens []string
-	var generate int
-	cmd := &cobra.Command{Use: "create", Short: "Add a connected registry to the tree", Args: cobra.NoArgs}
-	f := cmd.Flags()
-	f.StringVarP(&n.Name, "name", "n", "", "name of the connected registry: 5 to 40 letters and digits, a letter first")
-	f.StringVarP(&mode, "mode", "m", string(registry.ReadOnly), "ReadOnly or ReadWrite")
-	f.StringVarP(&n.Parent, "parent", "p", "", "name of the connected registry above; empty is the cloud registry")
-	f.StringArrayVar(&repositories, "repository", nil, "repositories to sync, between blanks or commas; may be repeated")
-	f.StringArrayVar(&clientTokens, "client-tokens", nil, "client tokens of a registry above that work here too")
-	f.StringVarP(&n.Schedule, "sync-schedule", "s", "* * * * *", "five cron fields in UTC; \"* * * * *\" is continuous")
-	f.StringVarP(&n.Window, "sync-window", "w", "", "ISO 8601 duration, PT1H to P7D; with a schedule that is not continuous")
-	f.StringVar(&n.MessageTTL, "sync-message-ttl", "P2D", "ISO 8601 duration, P1D to P90D")
-	endpointFlags(cmd, &n, &generate)
-	output := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		before, err := readHierarchy(*file)
-		if err != nil {
-			return err
-		}
-		if n.Mode, err = registry.ParseMode(mode); err != nil {
-			n.Mode = "" // which the tree refuses in the words of the Azure CLI
-		}
-		if err := checkSync(n); err != nil {
-			return err
-		}
-		if err := placeParent(&n, cmd.ErrOrStderr()); err != nil {
-			return err
-		}
-		if len(words(repositories)) == 0 {
-			return errors.New("argument error: --repository must be provided")
-		}
-		n.ClientTokens = words(clientTokens)
-		after, err := before.Add(n, words(repositories))
-		if err != nil {
-			return plain(err)
-		}
-		return finish(cmd, *file, before, after, n.Name, generate, *output)
+// editor is what the commands that work on the tree share.
+type editor struct{ file, registry *string }
+
+func newEditor(cmd *cobra.Command) *editor {
+	f := cmd.PersistentFlags()
+	return &editor{
+		file:     f.String("hierarchy", "connected-registries.json", "file with the tree of connected registries, read and written here; it holds no password"),
+		registry: f.StringP("registry", "r", "", "name of the cloud registry, for the commands of the Azure CLI; default: the one of the endpoint"),
 	}
-	_ = cmd.MarkFlagRequired("name") // it is there
-	return cmd
 }
 
-// endpointFlags are those of get-settings.
-func endpointFlags(cmd *cobra.Command, n *hierarchy.Node, generate *int) {
-	f := cmd.Flags()
-	f.StringVar(&n.Endpoint, "gateway-endpoint", "", "host[:port] of the parent as this registry sees it; default $IOTEDGE_PARENTHOSTNAME:8000 below another one")
-	f.StringVar(&n.Protocol, "parent-protocol", "https", "http or https; https below a cloud registry")
-	f.IntVar(generate, "generate-password", 0, "make password 1 or 2 anew; the other one works on")
-}
-
-// checkSync refuses what the registry would.
-func checkSync(n hierarchy.Node) error {
-	s, err := schedule.Parse(n.Schedule)
-	if err != nil {
-		return fmt.Errorf("--sync-schedule: %w", err)
-	}
-	if n.Window != "" {
-		if _, err := schedule.ParseDuration(n.Window, twin.MinSyncWindow, twin.MaxSyncWindow); err != nil {
-			return fmt.Errorf("--sync-window: %w", err)
-		}
-	} else if !s.Continuous() {
-		return errors.New("--sync-window is required with a schedule that is not continuous: PT1H to P7D")
-	}
-	if _, err := schedule.ParseDuration(n.MessageTTL, twin.MinMessageTTL, twin.MaxMessageTTL); err != nil {
-		return fmt.Errorf("--sync-message-ttl: %w", err)
-	}
-	return nil
-}
-
-// placeParent completes and checks the endpoint of the parent.
-func placeParent(n *hierarchy.Node, warn io.Writer) error {
-	if n.Endpoint == "" && n.Parent != "" {
-		n.Endpoint = "$IOTEDGE_PARENTHOSTNAME:8000"
-	}
-	if n.Endpoint == "" {
-		return errors.New("--gateway-endpoint is required below a cloud registry: <registry>.<region>.data.azurecr.io, or any registry's host[:port]")
-	}
-	n.Protocol = strings.ToLower(n.Protocol)
-	if n.Protocol != "http" && n.Protocol != "https" {
-		return fmt.Errorf("--parent-protocol %s: want http or https", n.Protocol)
-	}
-	if n.Protocol == "http" && twin.IsCloud(n.Endpoint) {
-		fmt.Fprintln(warn, "Parent endpoint protocol must be 'https' when parent is a cloud registry.")
-		n.Protocol = "https"
-	}
-	_, err := twin.ParseEndpoint(n.Endpoint, func(string) (string, bool) { return "host", true }) // a variable is the device's
-	if err != nil {
-		return fmt.Errorf("--gateway-endpoint: %w", err)
-	}
-	return nil
-}
-
-func getSettingsCommand(file *string) *cobra.Command {
-	var want hierarchy.Node
-	var generate int
-	cmd := &cobra.Command{
-		Use: "get", Aliases: []string{"get-settings", "show"}, Short: "Print the settings of a connected registry, with a new password if one is asked for", Args: cobra.NoArgs,
-	}
+// nameFlag adds the required --name.
+func nameFlag(cmd *cobra.Command) *string {
 	name := cmd.Flags().StringP("name", "n", "", "name of the connected registry")
-	endpointFlags(cmd, &want, &generate)
-	output := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		before, err := readHierarchy(*file)
-		if err != nil {
-			return err
-		}
-		n, err := before.Get(*name)
-		if err != nil {
-			return plain(err)
-		}
-		if want.Endpoint != "" {
-			n.Endpoint = want.Endpoint
-		}
-		if cmd.Flags().Changed("parent-protocol") {
-			n.Protocol = want.Protocol
-		}
-		if err := placeParent(&n, cmd.ErrOrStderr()); err != nil {
-			return err
-		}
-		after, err := before.Set(n.Name, func(x *hierarchy.Node) { x.Endpoint, x.Protocol = n.Endpoint, n.Protocol })
-		if err != nil {
-			return plain(err)
-		}
-		return finish(cmd, *file, before, after, n.Name, generate, *output)
-	}
 	_ = cmd.MarkFlagRequired("name") // it is there
-	return cmd
+	return name
 }
 
-// finish makes a password where one is asked for, keeps the tree, and prints settings and patches.
-func finish(cmd *cobra.Command, file string, before, after hierarchy.Tree, name string, generate int, output string) error {
-	password := noPassword
-	switch generate {
-	case 0:
-	case 1, 2:
-		var hash string
-		password, hash = newPassword()
-		var err error
-		if after, err = after.Set(name, func(n *hierarchy.Node) { n.Passwords[generate-1] = hash }); err != nil {
-			return plain(err)
-		}
-	default:
-		return fmt.Errorf("--generate-password %d: want 1 or 2", generate)
+// change is what a command makes of the tree.
+type change struct {
+	tree     hierarchy.Tree
+	name     string // whose settings are printed; empty: nobody's
+	generate int    // which password to make
+}
+
+// edit reads the tree, prints what the change changes, and keeps it.
+func (e *editor) edit(cmd *cobra.Command, output string, make func(before hierarchy.Tree) (change, error)) error {
+	before, err := readHierarchy(*e.file)
+	if err != nil {
+		return err
 	}
-	n, err := after.Get(name)
+	c, err := make(before)
 	if err != nil {
 		return plain(err)
 	}
-	s := settingsOf(n, password)
-	o := outcome{Settings: &s, Patches: hierarchy.Patches(before, after)}
-	if n.Parent == "" && generate > 0 { // the cloud registry makes the passwords of its tokens itself
-		o.Patches = append(o.Patches, hierarchy.Patch{Commands: []string{fmt.Sprintf("az acr token credential generate --registry <registry> --name %s --password%d", n.Name, generate)}})
-		s.Password = fmt.Sprintf("<password%d of az acr token credential generate>", generate)
-		s.Connection = settingsOf(n, s.Password).Connection
+	var o outcome
+	var elsewhere []hierarchy.Patch
+	if c.name != "" {
+		s, made, err := c.settings()
+		if err != nil {
+			return plain(err)
+		}
+		o.Settings, elsewhere = &s, made
 	}
-	longNotes(cmd.ErrOrStderr(), o.Patches)
+	o.Patches = append(hierarchy.Patches(before, c.tree), elsewhere...)
+	e.nameCloud(before, c.tree, o.Patches)
+	notes(cmd.ErrOrStderr(), c, o.Patches)
 	if err := o.print(cmd.OutOrStdout(), output); err != nil {
 		return err
 	}
-	return writeHierarchy(file, after)
+	return writeHierarchy(*e.file, c.tree)
 }
 
-func deleteCommand(file *string) *cobra.Command {
-	cmd := &cobra.Command{Use: "delete", Short: "Take a connected registry out of the tree, and its token away", Args: cobra.NoArgs}
-	name := cmd.Flags().StringP("name", "n", "", "name of the connected registry")
-	output := outputFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		before, err := readHierarchy(*file)
-		if err != nil {
-			return err
-		}
-		after, err := before.Delete(*name)
-		if err != nil {
-			return plain(err)
-		}
-		if err := (outcome{Patches: hierarchy.Patches(before, after)}).print(cmd.OutOrStdout(), *output); err != nil {
-			return err
-		}
-		return writeHierarchy(*file, after)
+// settings makes a password where one is asked for, and returns the settings with it; and what is to be done for it with a
+// token that is not the tree's.
+func (c *change) settings() (s settings, elsewhere []hierarchy.Patch, err error) {
+	n, err := c.tree.Get(c.name)
+	if err != nil {
+		return s, nil, err
 	}
-	_ = cmd.MarkFlagRequired("name") // it is there
-	return cmd
+	password := noPassword
+	switch {
+	case c.generate == 0:
+	case c.generate != 1 && c.generate != 2:
+		return s, nil, fmt.Errorf("--generate-password %d: want 1 or 2", c.generate)
+	case n.Identity != "":
+		return s, nil, fmt.Errorf("--generate-password: '%s' signs in with a managed identity, which has no password", n.Name)
+	case n.Parent == "": // the cloud registry makes the passwords of its tokens itself
+		password = fmt.Sprintf("<password%d of az acr token credential generate>", c.generate)
+		command := fmt.Sprintf("az acr token credential generate --registry <registry> --name %s --password%d", cmp.Or(n.SyncToken, n.Name), c.generate)
+		elsewhere = []hierarchy.Patch{{Commands: []string{command}}}
+	default:
+		var hash string
+		password, hash = newPassword()
+		if n.SyncToken != "" { // somebody else's, who keeps it when this registry goes
+			token := map[string]any{n.TokenName(): map[string]any{fmt.Sprintf("password%d", c.generate): hash}}
+			elsewhere = []hierarchy.Patch{{Registry: n.Parent, Properties: map[string]any{"clientTokens": token}}}
+			break
+		}
+		c.tree, err = c.tree.Set(n.Name, func(n *hierarchy.Node) { n.Passwords[c.generate-1] = hash })
+	}
+	return settingsOf(n, password), elsewhere, err
 }
 
-func permissionsCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "permissions", Short: "Show or change which repositories a connected registry syncs"}
-	file := hierarchyFlag(cmd)
-	show := &cobra.Command{Use: "show", Short: "Show the scope map of the sync token", Args: cobra.NoArgs}
-	showName, showOutput := show.Flags().StringP("name", "n", "", "name of the connected registry"), outputFlag(show)
-	show.RunE = func(cmd *cobra.Command, _ []string) error {
-		tree, err := readHierarchy(*file)
-		if err != nil {
-			return err
+// nameCloud puts the name of the cloud registry into the commands, where it is known.
+func (e *editor) nameCloud(before, after hierarchy.Tree, patches []hierarchy.Patch) {
+	name := *e.registry
+	for _, n := range append(after.Nodes(), before.Nodes()...) {
+		if name == "" && n.Parent == "" && twin.IsCloud(n.Endpoint) {
+			name, _, _ = strings.Cut(n.Endpoint, ".")
 		}
-		n, err := tree.Get(*showName)
-		if err != nil {
-			return plain(err)
-		}
-		if *showOutput == "json" {
-			return printJSON(cmd.OutOrStdout(), map[string]any{"name": n.Name, "actions": n.Scope})
-		}
-		for _, line := range n.Scope {
-			fmt.Fprintln(cmd.OutOrStdout(), line)
-		}
-		return nil
 	}
-	update := &cobra.Command{
-		Use: "update", Short: "Add repositories here and at all above, remove them here and at all below", Args: cobra.NoArgs,
+	for _, p := range patches {
+		for i := range p.Commands {
+			if name != "" {
+				p.Commands[i] = strings.ReplaceAll(p.Commands[i], "<registry>", name)
+			}
+		}
 	}
-	name, output := update.Flags().StringP("name", "n", "", "name of the connected registry"), outputFlag(update)
-	add := update.Flags().StringArray("add", nil, "repositories to add, between blanks or commas; may be repeated")
-	remove := update.Flags().StringArray("remove", nil, "repositories to remove")
-	update.RunE = func(cmd *cobra.Command, _ []string) error {
-		before, err := readHierarchy(*file)
-		if err != nil {
-			return err
-		}
-		after, err := before.Update(*name, words(*add), words(*remove))
-		if err != nil {
-			return plain(err)
-		}
-		o := outcome{Patches: hierarchy.Patches(before, after)}
-		longNotes(cmd.ErrOrStderr(), o.Patches)
-		if err := o.print(cmd.OutOrStdout(), *output); err != nil {
-			return err
-		}
-		return writeHierarchy(*file, after)
+}
+
+// notes warns of what no twin can carry, and of what is not in the hands of this command.
+func notes(w io.Writer, c change, patches []hierarchy.Patch) {
+	if len(patches) == 0 {
+		fmt.Fprintln(w, "Nothing changes in any twin.")
 	}
-	_ = show.MarkFlagRequired("name")   // they are there
-	_ = update.MarkFlagRequired("name") //
-	cmd.AddCommand(show, update)
-	return cmd
+	for _, p := range patches {
+		if p.Registry == "" {
+			continue
+		}
+		raw, err := json.Marshal(hierarchy.Desired(c.tree, p.Registry))
+		if err == nil && len(raw) > twin.MaxDocument {
+			fmt.Fprintf(w, "%s: its desired properties have %d bytes with this, a twin carries %d: use wildcards, or put scopeMaps and clientTokens into the tokens file of that registry (--tokens)\n",
+				p.Registry, len(raw), twin.MaxDocument)
+		}
+		if n, err := c.tree.Get(p.Registry); err == nil && n.SyncToken != "" {
+			fmt.Fprintf(w, "%s: the scope map of its sync token %s is not changed here; it needs: %s\n", n.Name, n.SyncToken, strings.Join(n.Scope, " "))
+		}
+	}
 }

@@ -27,7 +27,7 @@ const (
 
 func syncCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "sync",
+		Use: "sync", Aliases: []string{"resync"},
 		Short: "Run a sync iteration now and wait for its end",
 		Long: "Run a sync iteration now and wait for its end; on a terminal with the transfers under way.\n" +
 			"With --dry-run nothing is fetched but lists and manifests: it says what would come, and how long the link would take.",

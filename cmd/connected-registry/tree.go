@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -96,24 +95,50 @@ func showCommand() *cobra.Command {
 	return cmd
 }
 
+func listTokensCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list-client-tokens",
+		Short: "List the client tokens that work here, and where they come from; with --name those handed down to a registry below",
+		Args:  cobra.NoArgs,
+	}
+	dataDir, output := dataDirFlag(cmd), outputFlag(cmd)
+	name := cmd.Flags().StringP("name", "n", "", "name of a connected registry below; empty is this one")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var list []module.TokenState
+		for after, more := "", true; more; {
+			var page module.TokenPage
+			ask := map[string]any{"name": *name, "after": after, "limit": registry.MaxPage}
+			if err := module.Control(cmd.Context(), *dataDir, "POST", "/methods/listClientTokens", ask, &page); err != nil {
+				return err
+			}
+			list = append(list, page.ClientTokens...)
+			after, more = page.After, page.After != ""
+		}
+		return printList(cmd.OutOrStdout(), *output, list, "NAME\tSTATUS\tSOURCE\tSCOPE MAP\tPASSWORDS", func(t module.TokenState) []string {
+			var passwords []string
+			for _, p := range t.Passwords {
+				switch {
+				case p.Expired:
+					p.Name += " (ended " + instant(p.Expiry) + ")"
+				case !p.Expiry.IsZero():
+					p.Name += " (until " + instant(p.Expiry) + ")"
+				}
+				passwords = append(passwords, p.Name)
+			}
+			return []string{t.Name, t.Status, t.Source, orDash(t.ScopeMap), orDash(strings.Join(passwords, ", "))}
+		})
+	}
+	return cmd
+}
+
 // printTree writes the columns of `az acr connected-registry show`, and the version.
 func printTree(w io.Writer, nodes []registry.TreeNode, output string) error {
-	switch output {
-	case "json":
-		return printJSON(w, nodes)
-	case "table":
-	default:
-		return fmt.Errorf("--output %s: want table or json", output)
-	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tMODE\tCONNECTION STATE\tPARENT\tLOGIN SERVER\tLAST SYNC (UTC)\tSYNC SCHEDULE\tSYNC WINDOW\tVERSION")
-	for _, n := range nodes {
-		fmt.Fprintln(t, strings.Join([]string{
+	return printList(w, output, nodes, "NAME\tMODE\tCONNECTION STATE\tPARENT\tLOGIN SERVER\tLAST SYNC (UTC)\tSYNC SCHEDULE\tSYNC WINDOW\tVERSION", func(n registry.TreeNode) []string {
+		return []string{
 			orDash(n.Name), orDash(string(n.Mode)), orDash(string(n.ConnectionState)), orDash(n.Parent), orDash(n.LoginServer.Host),
 			instant(n.LastSyncTime), orDash(n.Schedule), orDash(n.SyncWindow), orDash(n.Version),
-		}, "\t"))
-	}
-	return t.Flush()
+		}
+	})
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -1,137 +1,193 @@
 package hierarchy
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
+// MaxString is how long a string of a module twin may be, in bytes (IoT Hub, "Understand and use module twins").
+const MaxString = 4096
+
 // Patch is what changes in the module twin of one connected registry, or, with an empty Registry, what is to be done at
 // the cloud registry.
 type Patch struct {
 	Registry   string         `json:"connectedRegistry,omitempty"`
 	Properties map[string]any `json:"desired,omitempty"`  // desired properties to merge; null takes one away
-	Commands   []string       `json:"commands,omitempty"` // of the Azure CLI
+	Commands   []string       `json:"commands,omitempty"` // of the Azure CLI; <registry> stands for the cloud registry's name
 }
 
-// Patches lists what a change of the tree changes in the twins, top first: a sync token and its scope map stand in the
-// twin of the registry above, what a registry syncs in its own, and which client tokens work at it in those of all above.
+// Patches lists what a change of the tree changes, top first: what is to be done at the cloud registry, and what in the
+// twins of those that are still there.
 func Patches(before, after Tree) []Patch {
-	p := patcher{before: before, after: after, twins: map[string]map[string]any{}}
-	var order []string
-	for _, n := range append(after.Nodes(), before.Nodes()...) {
-		if !slices.Contains(order, n.Name) {
-			order = append(order, n.Name)
-			p.node(n.Name)
+	var commands []string
+	var out []Patch
+	for _, n := range after.Nodes() {
+		old, was := before.nodes[n.Name]
+		commands = append(commands, cloudCommands(n, old, was)...)
+		have, want := Desired(before, n.Name), Desired(after, n.Name)
+		for section, v := range have { // what others have put beside ours stays: entries go one by one
+			if _, ok := v.(map[string]any); ok && want[section] == nil {
+				want[section] = map[string]any{}
+			}
+		}
+		if change := difference(have, want); len(change) > 0 {
+			out = append(out, Patch{Registry: n.Name, Properties: change})
 		}
 	}
-	var out []Patch
-	if len(p.commands) > 0 {
-		out = append(out, Patch{Commands: p.commands})
+	for _, old := range before.Nodes() {
+		if _, is := after.nodes[old.Name]; !is && old.Parent == "" && old.makesToken() {
+			commands = append(commands, "az acr token delete --registry <registry> --name "+old.Name, "az acr scope-map delete --registry <registry> --name "+old.Name)
+		}
 	}
-	for _, name := range order {
-		if len(p.twins[name]) > 0 {
-			out = append(out, Patch{Registry: name, Properties: p.twins[name]})
+	if len(commands) > 0 {
+		out = slices.Insert(out, 0, Patch{Commands: commands})
+	}
+	return out
+}
+
+// Desired is what the tree puts into the twin of a connected registry: what it syncs and how, the sync tokens of those
+// directly below it, and which client tokens work at those that are anywhere below. It is empty for one that is not there.
+func Desired(t Tree, name string) map[string]any {
+	n, ok := t.nodes[name]
+	if !ok {
+		return map[string]any{}
+	}
+	d := own(n)
+	put := func(section, key string, value any) {
+		entries, ok := d[section].(map[string]any)
+		if !ok {
+			entries = map[string]any{}
+			d[section] = entries
+		}
+		entries[key] = value
+	}
+	if repos := n.Repositories(); len(repos) > 0 {
+		put("repositories", n.Name, Words(repos))
+	}
+	for _, pattern := range n.Notifications {
+		sum := sha256.Sum256([]byte(pattern)) // a name that stays when others come and go
+		put("notifications", hex.EncodeToString(sum[:4]), pattern)
+	}
+	for _, c := range t.Descendants(n.Name) {
+		if len(c.ClientTokens) > 0 {
+			put("connectedRegistries", c.Name, map[string]any{"clientTokens": Words(c.ClientTokens)})
+		}
+		if c.Parent != n.Name {
+			continue
+		}
+		if c.makesToken() {
+			put("clientTokens", c.Name, syncToken(c))
+			put("scopeMaps", c.Name, Words(c.Scope))
+		}
+	}
+	return d
+}
+
+// own is what of a registry's twin has one value.
+func own(n Node) map[string]any {
+	sync := nonEmpty(map[string]any{"schedule": n.Schedule, "syncWindow": n.Window, "messageTtl": n.MessageTTL})
+	parent := nonEmpty(map[string]any{"gatewayEndpoint": n.Endpoint, "protocol": n.Protocol})
+	parent["syncProperties"] = sync
+	d := map[string]any{"mode": string(n.Mode), "parent": parent}
+	collection := nonEmpty(map[string]any{"schedule": n.GCSchedule})
+	if n.GCEnabled != nil {
+		collection["enabled"] = *n.GCEnabled
+	}
+	if len(collection) > 0 {
+		d["garbageCollection"] = collection
+	}
+	if n.LogLevel != "" {
+		d["logging"] = map[string]any{"logLevel": n.LogLevel}
+	}
+	return d
+}
+
+func nonEmpty(m map[string]any) map[string]any {
+	maps.DeleteFunc(m, func(_ string, v any) bool { return v == "" })
+	return m
+}
+
+// syncToken is a child's sync token as it stands in the twin of its parent.
+func syncToken(c Node) map[string]any {
+	token := map[string]any{"scopeMap": c.Name, "status": "enabled"}
+	for i, password := range c.Passwords {
+		if password != "" {
+			token[fmt.Sprintf("password%d", i+1)] = password
+		}
+	}
+	return token
+}
+
+// Words is a list as a property of a twin: one string with blanks between, or, where no twin would take that, an object of
+// several.
+func Words(list []string) any {
+	var parts []string
+	for _, word := range list {
+		if last := len(parts) - 1; last >= 0 && len(parts[last])+1+len(word) <= MaxString {
+			parts[last] += " " + word
+		} else {
+			parts = append(parts, word)
+		}
+	}
+	if len(parts) < 2 {
+		return strings.Join(parts, "")
+	}
+	m := map[string]any{}
+	for i, part := range parts {
+		m[fmt.Sprintf("part%d", i+1)] = part
+	}
+	return m
+}
+
+// difference is what to merge into old to have new: null takes a property away (JSON merge patch, RFC 7396, which is how
+// twins are patched).
+func difference(old, new map[string]any) map[string]any {
+	out := map[string]any{}
+	for key, v := range new {
+		was, inOld := old[key]
+		if reflect.DeepEqual(was, v) {
+			continue
+		}
+		from, wasObject := was.(map[string]any)
+		to, isObject := v.(map[string]any)
+		if inOld && wasObject && isObject {
+			v = difference(from, to)
+		}
+		out[key] = v
+	}
+	for key := range old {
+		if _, ok := new[key]; !ok {
+			out[key] = nil
 		}
 	}
 	return out
 }
 
-type patcher struct {
-	before, after Tree
-	twins         map[string]map[string]any
-	commands      []string
-}
-
-// set puts section.key of a twin in place.
-func (p *patcher) set(twin, section, key string, value any) {
-	if p.twins[twin] == nil {
-		p.twins[twin] = map[string]any{}
+// cloudCommands are what makes or changes the sync token of a registry directly below the cloud registry.
+func cloudCommands(n, old Node, was bool) []string {
+	if n.Parent != "" || !n.makesToken() {
+		return nil
 	}
-	s, ok := p.twins[twin][section].(map[string]any)
-	if !ok {
-		s = map[string]any{}
-		p.twins[twin][section] = s
+	if !was {
+		return []string{azScope("create", n.Name, "--", n.Scope), "az acr token create --registry <registry> --name " + n.Name + " --scope-map " + n.Name + " --no-passwords"}
 	}
-	s[key] = value
-}
-
-func (p *patcher) node(name string) {
-	old, was := p.before.nodes[name]
-	n, is := p.after.nodes[name]
-	if !is {
-		p.gone(old)
-		return
-	}
-	p.own(n, old, was)
-	if !slices.Equal(n.Scope, old.Scope) || !was {
-		p.scope(n, old)
-	}
-	if n.Parent != "" && (n.Passwords != old.Passwords || !was) {
-		token := map[string]any{"scopeMap": name, "status": "enabled"}
-		for i, password := range n.Passwords {
-			if password != "" {
-				token[fmt.Sprintf("password%d", i+1)] = password
-			}
-		}
-		p.set(n.Parent, "clientTokens", name, token)
-	}
-	if !slices.Equal(n.ClientTokens, old.ClientTokens) {
-		for _, a := range p.after.Ancestors(name) {
-			p.set(a.Name, "connectedRegistries", name, map[string]any{"clientTokens": strings.Join(n.ClientTokens, " ")})
-		}
-	}
-}
-
-// own is what stands in the registry's own twin.
-func (p *patcher) own(n, old Node, was bool) {
-	if repos := n.Repositories(); !was || !slices.Equal(repos, old.Repositories()) {
-		var list any
-		if len(repos) > 0 {
-			list = strings.Join(repos, " ")
-		}
-		p.set(n.Name, "repositories", n.Name, list)
-	}
-	if was && n.Mode == old.Mode && n.Endpoint == old.Endpoint && n.Protocol == old.Protocol && n.Schedule == old.Schedule && n.Window == old.Window && n.MessageTTL == old.MessageTTL {
-		return
-	}
-	sync := map[string]any{}
-	for key, value := range map[string]string{"schedule": n.Schedule, "syncWindow": n.Window, "messageTtl": n.MessageTTL} {
-		if value != "" {
-			sync[key] = value
-		}
-	}
-	parent := map[string]any{"syncProperties": sync}
-	if n.Endpoint != "" {
-		parent["gatewayEndpoint"], parent["protocol"] = n.Endpoint, n.Protocol
-	}
-	if p.twins[n.Name] == nil {
-		p.twins[n.Name] = map[string]any{}
-	}
-	p.twins[n.Name]["mode"], p.twins[n.Name]["parent"] = string(n.Mode), parent
-}
-
-// scope is the scope map of the sync token, at the registry above or in the cloud.
-func (p *patcher) scope(n, old Node) {
-	if n.Parent != "" {
-		p.set(n.Parent, "scopeMaps", n.Name, strings.Join(n.Scope, " "))
-		return
-	}
-	if old.Name == "" {
-		p.commands = append(p.commands, azScope("create", n.Name, "--", n.Scope), "az acr token create --registry <registry> --name "+n.Name+" --scope-map "+n.Name+" --no-passwords")
-		return
-	}
+	var commands []string
 	for _, part := range []struct {
 		prefix string
 		lines  registry.ScopeMap
 	}{{"--add-", without(n.Scope, old.Scope)}, {"--remove-", without(old.Scope, n.Scope)}} {
 		if len(part.lines) > 0 {
-			p.commands = append(p.commands, azScope("update", n.Name, part.prefix, part.lines))
+			commands = append(commands, azScope("update", n.Name, part.prefix, part.lines))
 		}
 	}
+	return commands
 }
 
 func without(lines, other registry.ScopeMap) registry.ScopeMap {
@@ -153,17 +209,4 @@ func azScope(verb, name, prefix string, lines registry.ScopeMap) string {
 		words = append(append(words, flag), flags[flag]...)
 	}
 	return strings.Join(words, " ")
-}
-
-// gone takes a registry's token away where it stood.
-func (p *patcher) gone(old Node) {
-	if old.Parent == "" {
-		p.commands = append(p.commands, "az acr token delete --registry <registry> --name "+old.Name, "az acr scope-map delete --registry <registry> --name "+old.Name)
-	} else {
-		p.set(old.Parent, "clientTokens", old.Name, nil)
-		p.set(old.Parent, "scopeMaps", old.Name, nil)
-	}
-	for _, a := range p.before.Ancestors(old.Name) {
-		p.set(a.Name, "connectedRegistries", old.Name, nil)
-	}
 }

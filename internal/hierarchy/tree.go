@@ -27,8 +27,21 @@ type Node struct {
 	Window       string    `json:"syncWindow,omitempty"`
 	MessageTTL   string    `json:"syncMessageTtl,omitempty"`
 	ClientTokens []string  `json:"clientTokens,omitempty"`
-	Passwords    [2]string `json:"passwords"` // of the sync token, sha256:<hex>; empty for none
+	Passwords    [2]string `json:"passwords"`           // of the sync token, sha256:<hex>; empty for none
+	SyncToken    string    `json:"syncToken,omitempty"` // one that was there before, whose scope map is its owner's; empty: one is made, named as the registry
+	Identity     string    `json:"identity,omitempty"`  // client ID of a managed identity, in place of a sync token
+
+	LogLevel      string   `json:"logLevel,omitempty"`
+	Notifications []string `json:"notifications,omitempty"`
+	GCEnabled     *bool    `json:"gcEnabled,omitempty"` // nil: as is the default
+	GCSchedule    string   `json:"gcSchedule,omitempty"`
 }
+
+// TokenName is the name of its sync token, in lower case as all names of tokens.
+func (n Node) TokenName() string { return strings.ToLower(cmp.Or(n.SyncToken, n.Name)) }
+
+// makesToken reports whether sync token and scope map are made for this registry, so that they are changed with it.
+func (n Node) makesToken() bool { return n.SyncToken == "" && n.Identity == "" }
 
 // Repositories lists what it pulls: the repositories of its scope that it may read.
 func (n Node) Repositories() []string {

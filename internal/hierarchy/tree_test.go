@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -101,14 +102,21 @@ func TestRules(t *testing.T) {
 func TestTreesOfAllKinds(t *testing.T) {
 	pool := []string{"alpha", "bravo", "charlie", "delta1", "echo1", "foxtrot", "golf1", "hotel"}
 	name := rapid.SampledFrom(pool)
-	repos := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c/d", "e/*", "*"}), 0, 3)
+	repos := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c/d", "e/*", "*", long("x"), long("y"), long("z")}), 0, 3)
+	words := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"dev", "line-a", long("t") + long("u") + long("v"), long("u") + long("v") + long("w"), strings.Repeat("r", 3000)}), 0, 6, rapid.ID)
 	rapid.Check(t, func(t *rapid.T) {
 		var tree hierarchy.Tree
 		for range rapid.IntRange(1, 25).Draw(t, "steps") {
 			before := tree
 			frozen, _ := json.Marshal(tree.Nodes())
 			who := name.Draw(t, "who")
-			switch rapid.SampledFrom([]string{"add", "add", "grow", "shrink", "delete"}).Draw(t, "what") {
+			switch rapid.SampledFrom([]string{"add", "add", "grow", "shrink", "set", "delete"}).Draw(t, "what") {
+			case "set":
+				tree, _ = tree.Set(who, func(n *hierarchy.Node) {
+					n.ClientTokens, n.Notifications = words.Draw(t, "tokens"), words.Draw(t, "notifications")
+					n.Schedule, n.Window = rapid.SampledFrom([]string{"* * * * *", "0 1 * * *"}).Draw(t, "schedule"), rapid.SampledFrom([]string{"", "PT1H"}).Draw(t, "window")
+					n.GCEnabled, n.LogLevel = rapid.Ptr(rapid.Bool(), true).Draw(t, "gc"), rapid.SampledFrom([]string{"", "Debug"}).Draw(t, "level")
+				})
 			case "add":
 				n := node(who, rapid.SampledFrom(append([]string{""}, pool...)).Draw(t, "parent"), rapid.SampledFrom([]registry.Mode{"ReadOnly", "ReadWrite"}).Draw(t, "mode"))
 				list := repos.Draw(t, "repositories")
@@ -174,6 +182,9 @@ func TestTreesOfAllKinds(t *testing.T) {
 	})
 }
 
+// long is a name of which not many fit into a string of a twin.
+func long(s string) string { return "long/" + strings.Repeat(s, 245) }
+
 func must(n hierarchy.Node, err error) hierarchy.Node {
 	if err != nil {
 		panic(err)
@@ -209,42 +220,94 @@ func holds(t *rapid.T, tree hierarchy.Tree) {
 	}
 }
 
-// applied checks that the patches are the whole difference: put into the twins of before, they give those of after.
+// shared are the sections that a layered deployment adds entries to.
+var shared = []string{"repositories", "scopeMaps", "clientTokens", "connectedRegistries", "notifications", "garbageCollection", "logging"}
+
+// applied checks that the patches are the whole difference: merged into the twins of before, they give those of after; and
+// that those hold what the registries may, in strings that a twin takes.
 func applied(t *rapid.T, before, after hierarchy.Tree) {
-	twins := func(tree hierarchy.Tree) map[string]string {
-		flat := map[string]string{}
-		for _, n := range tree.Nodes() {
-			flat[n.Name+" repositories "+n.Name] = strings.Join(n.Repositories(), " ")
-			if n.Parent != "" {
-				flat[n.Parent+" scopeMaps "+n.Name] = strings.Join(n.Scope, " ")
-			}
+	twins := map[string]map[string]any{}
+	for _, n := range after.Nodes() { // the twin of one that is gone goes with it
+		twins[n.Name] = plain(t, hierarchy.Desired(before, n.Name))
+		for _, section := range shared {
+			merge(twins[n.Name], map[string]any{section: map[string]any{"theirs": "stays"}})
 		}
-		return flat
 	}
-	have, want := twins(before), twins(after)
 	for _, p := range hierarchy.Patches(before, after) {
-		for section, v := range p.Properties {
-			entries, ok := v.(map[string]any)
-			if !ok || section != "repositories" && section != "scopeMaps" {
-				continue
+		if p.Registry != "" {
+			merge(twins[p.Registry], plain(t, p.Properties))
+		}
+	}
+	for _, n := range after.Nodes() {
+		for _, section := range shared {
+			entries, _ := twins[n.Name][section].(map[string]any)
+			if entries["theirs"] != "stays" {
+				t.Fatalf("what others have put into %s of %s is gone", section, n.Name)
 			}
-			for key, value := range entries {
-				text, _ := value.(string)
-				have[p.Registry+" "+section+" "+key] = text
-				if value == nil && section == "scopeMaps" {
-					delete(have, p.Registry+" "+section+" "+key)
-				}
+			delete(entries, "theirs")
+		}
+		maps.DeleteFunc(twins[n.Name], func(_ string, v any) bool { m, ok := v.(map[string]any); return ok && len(m) == 0 })
+		if want := plain(t, hierarchy.Desired(after, n.Name)); !reflect.DeepEqual(twins[n.Name], want) {
+			t.Fatalf("the patches make of %s %v\nwant %v", n.Name, twins[n.Name], want)
+		}
+		if got := listed(t, twins[n.Name], "repositories", n.Name); !slices.Equal(got, n.Repositories()) {
+			t.Fatalf("%s syncs %q, want %q", n.Name, got, n.Repositories())
+		}
+		if n.Parent != "" {
+			if got := listed(t, twins[n.Parent], "scopeMaps", n.Name); !slices.Equal(got, n.Scope) {
+				t.Fatalf("the token of %s may %q, want %q", n.Name, got, n.Scope)
 			}
 		}
 	}
-	for _, n := range before.Nodes() { // the twin of one that is gone goes with it
-		if _, err := after.Get(n.Name); err != nil {
-			delete(have, n.Name+" repositories "+n.Name)
+}
+
+// plain is the value as a twin has it.
+func plain(t *rapid.T, v map[string]any) (out map[string]any) {
+	raw, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(raw, &out)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// merge is JSON merge patch, but for objects that become empty: a twin has none.
+func merge(doc, patch map[string]any) {
+	for k, v := range patch {
+		inner, isObject := v.(map[string]any)
+		switch have, _ := doc[k].(map[string]any); {
+		case v == nil:
+			delete(doc, k)
+		case isObject:
+			if have == nil {
+				have = map[string]any{}
+			}
+			merge(have, inner)
+			doc[k] = have
+		default:
+			doc[k] = v
 		}
 	}
-	if !reflect.DeepEqual(have, want) {
-		t.Fatalf("the patches give %v\nwant %v", have, want)
+}
+
+// listed is a list of a twin, in one string or several.
+func listed(t *rapid.T, twin map[string]any, section, key string) (list []string) {
+	entries, _ := twin[section].(map[string]any)
+	switch v := entries[key].(type) {
+	case string:
+		list = strings.Fields(v)
+	case map[string]any:
+		for i := range len(v) {
+			part, _ := v[fmt.Sprint("part", i+1)].(string)
+			if len(part) > hierarchy.MaxString || part == "" {
+				t.Fatalf("a part of %d bytes", len(part))
+			}
+			list = append(list, strings.Fields(part)...)
+		}
 	}
+	return list
 }
 
 func TestPatchesOfANewChild(t *testing.T) {

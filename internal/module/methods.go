@@ -26,6 +26,7 @@ var methods = map[string]method{
 	"sync":             (*Module).methodSync,
 	"getStatus":        (*Module).methodGetStatus,
 	"listRepositories": (*Module).methodListRepositories,
+	"listClientTokens": (*Module).methodListClientTokens,
 	"gc":               (*Module).methodGC,
 	"getReadiness":     (*Module).methodGetReadiness,
 	"deactivate":       (*Module).methodDeactivate,

@@ -24,7 +24,7 @@ const (
 )
 
 // reads are the methods that change nothing, and so are not in the audit log.
-var reads = map[string]bool{"getStatus": true, "listRepositories": true, "list": true, "getReadiness": true, "outboxList": true}
+var reads = map[string]bool{"getStatus": true, "listRepositories": true, "listClientTokens": true, "list": true, "getReadiness": true, "outboxList": true}
 
 // startAudit continues the log of the process before.
 func (m *Module) startAudit(ctx context.Context, on bool) {

@@ -3,7 +3,11 @@ package module
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/twin"
@@ -50,6 +54,88 @@ func (m *Module) applyTokens() {
 func (m *Module) tokenSources() []registry.TokenSet {
 	own := []registry.TokenSet{{ClientTokens: m.config.ClientTokens, ScopeMaps: m.config.ScopeMaps}, m.tokens.file}
 	return append(own, m.tokens.relayed.Registries[strings.ToLower(m.name)]...)
+}
+
+// TokenState is a client token that is in force, as it is shown; nothing of its passwords is in it but when they end.
+type TokenState struct {
+	Name      string          `json:"name"`
+	Source    string          `json:"source"` // document, file or parent
+	Status    string          `json:"status"` // enabled or disabled
+	ScopeMap  string          `json:"scopeMap"`
+	Passwords []PasswordState `json:"passwords"`
+}
+
+// PasswordState is one of the two passwords of a token.
+type PasswordState struct {
+	Name    string    `json:"name"` // password1 or password2
+	Expiry  time.Time `json:"expiry,omitzero"`
+	Expired bool      `json:"expired,omitempty"`
+}
+
+// TokenPage is a part of the client tokens in force, by name.
+type TokenPage struct {
+	ClientTokens []TokenState `json:"clientTokens"`
+	After        string       `json:"after,omitempty"` // ask again with this for the next page
+}
+
+// methodListClientTokens returns a page of the client tokens that work here, or, with {"name": ...}, of those that are
+// handed down to a connected registry below: {"name": "", "after": "token", "limit": 100}.
+func (m *Module) methodListClientTokens(_ context.Context, payload []byte) (any, error) {
+	req := struct {
+		Name  string `json:"name"`
+		After string `json:"after"`
+		Limit int    `json:"limit"`
+	}{Limit: 100}
+	if err := parsePayload(payload, &req); err != nil {
+		return nil, err
+	}
+	if req.Limit < 1 || req.Limit > registry.MaxPage {
+		return nil, badPayload("limit: %d, want 1 to %d", req.Limit, registry.MaxPage)
+	}
+	m.mu.Lock()
+	sources := m.tokenSources()
+	m.mu.Unlock()
+	origins := []string{"document", "file"} // and all others come from above
+	if req.Name != "" && !strings.EqualFold(req.Name, m.name) {
+		sources, origins = m.Relay([]string{strings.ToLower(req.Name)}).Registries[strings.ToLower(req.Name)], nil
+	}
+	states := map[string]TokenState{}
+	for i, source := range sources {
+		from := "parent"
+		if i < len(origins) {
+			from = origins[i]
+		}
+		for name, t := range source.ClientTokens {
+			if _, ok := states[strings.ToLower(name)]; !ok {
+				states[strings.ToLower(name)] = m.tokenState(name, from, t)
+			}
+		}
+	}
+	page := TokenPage{ClientTokens: []TokenState{}}
+	for _, name := range slices.Sorted(maps.Keys(states)) {
+		if name <= req.After {
+			continue
+		}
+		if len(page.ClientTokens) == req.Limit {
+			page.After = page.ClientTokens[req.Limit-1].Name
+			break
+		}
+		page.ClientTokens = append(page.ClientTokens, states[name])
+	}
+	return page, nil
+}
+
+func (m *Module) tokenState(name, from string, t registry.ClientToken) TokenState {
+	s := TokenState{Name: strings.ToLower(name), Source: from, Status: "disabled", ScopeMap: t.ScopeMap, Passwords: []PasswordState{}}
+	if t.Enabled {
+		s.Status = "enabled"
+	}
+	for i, p := range t.Passwords {
+		s.Passwords = append(s.Passwords, PasswordState{
+			Name: fmt.Sprint("password", i+1), Expiry: p.Expiry, Expired: !p.Expiry.IsZero() && !m.clock.Now().Before(p.Expiry),
+		})
+	}
+	return s
 }
 
 // Relay implements gateway.Relays: what the configuration gives to each of the registries, and what came from above for

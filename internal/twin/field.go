@@ -131,6 +131,21 @@ func asText(p *problems, path string, v value) (string, bool) {
 	return v.text, true
 }
 
+// words hands on a list that is one string with blanks between, or an object of several: for more than one string of a
+// twin takes. The names in the object mean nothing; null takes one away.
+func words(p *problems, path string, v value, take func(path string, list []string)) {
+	one := func(path string, v value) {
+		if s, ok := asText(p, path, v); ok {
+			take(path, strings.Fields(s))
+		}
+	}
+	if v.kind != isObject {
+		one(path, v)
+		return
+	}
+	entries(p, path, v, func(path, _ string, v value) { one(path, v) })
+}
+
 // choice takes one of some words, in any case, and keeps their spelling.
 func (o object) choice(key string, target *string, words ...string) {
 	o.text(key, func(s string) error {

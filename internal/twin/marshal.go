@@ -4,9 +4,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"strconv"
-	"strings"
 	"time"
 
+	"github.com/connected-registry/connected-registry/internal/hierarchy"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/schedule"
 )
@@ -16,12 +16,12 @@ type document struct {
 	SchemaVersion     string                       `json:"schemaVersion"`
 	Mode              registry.Mode                `json:"mode"`
 	Parent            parentDocument               `json:"parent"`
-	Repositories      map[string]string            `json:"repositories"`
+	Repositories      map[string]any               `json:"repositories"`
 	Transfer          transferDocument             `json:"transfer"`
 	Serve             serveDocument                `json:"serve"`
-	ScopeMaps         map[string]string            `json:"scopeMaps"`
+	ScopeMaps         map[string]any               `json:"scopeMaps"`
 	ClientTokens      map[string]map[string]string `json:"clientTokens"`
-	Children          map[string]map[string]string `json:"connectedRegistries,omitempty"`
+	Children          map[string]map[string]any    `json:"connectedRegistries,omitempty"`
 	Notifications     map[string]string            `json:"notifications"`
 	GarbageCollection collectionDocument           `json:"garbageCollection"`
 	Storage           storageDocument              `json:"storage"`
@@ -90,10 +90,10 @@ func Marshal(c registry.Config) ([]byte, error) {
 				Conflict:   string(c.Parent.SyncProperties.Conflict),
 			},
 		},
-		Repositories:      map[string]string{},
+		Repositories:      map[string]any{},
 		Transfer:          marshalTransfer(c.Transfer),
 		Serve:             serveDocument(c.Serve),
-		ScopeMaps:         map[string]string{},
+		ScopeMaps:         map[string]any{},
 		ClientTokens:      map[string]map[string]string{},
 		Notifications:     c.Notifications,
 		GarbageCollection: collectionDocument(c.GarbageCollection),
@@ -108,16 +108,16 @@ func Marshal(c registry.Config) ([]byte, error) {
 		for i, rule := range scope {
 			rules[i] = rule.String()
 		}
-		d.Repositories[group] = strings.Join(rules, " ")
+		d.Repositories[group] = hierarchy.Words(rules)
 	}
 	for name, actions := range c.ScopeMaps {
-		d.ScopeMaps[name] = strings.Join(actions, " ")
+		d.ScopeMaps[name] = hierarchy.Words(actions)
 	}
 	for name, child := range c.Children {
 		if d.Children == nil {
-			d.Children = map[string]map[string]string{}
+			d.Children = map[string]map[string]any{}
 		}
-		d.Children[name] = map[string]string{"clientTokens": strings.Join(child.ClientTokens, " ")}
+		d.Children[name] = map[string]any{"clientTokens": hierarchy.Words(child.ClientTokens)}
 	}
 	for name, token := range c.ClientTokens {
 		d.ClientTokens[name] = marshalToken(token)

@@ -1,6 +1,7 @@
 package twin_test
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -50,6 +51,13 @@ func anyConfig(t *rapid.T) registry.Config {
 	c.Serve.PullThrough = rapid.Bool().Draw(t, "pullThrough")
 	for range rapid.IntRange(0, 2).Draw(t, "maps") {
 		c.ScopeMaps[key.Draw(t, "map")] = rapid.SliceOfDistinct(rapid.SampledFrom([]string{"repositories/*/content/read", "repositories/acme/*/metadata/read", "gateway/line5/config/read"}), rapid.ID[string]).Draw(t, "actions")
+	}
+	if rapid.Bool().Draw(t, "long") { // more than a string of a twin takes
+		var lines registry.ScopeMap
+		for i := range rapid.IntRange(30, 300).Draw(t, "lines") {
+			lines = append(lines, fmt.Sprintf("repositories/acme/%0*d/content/read", rapid.IntRange(3, 60).Draw(t, "width"), i))
+		}
+		c.ScopeMaps["long"] = lines
 	}
 	for name := range c.ScopeMaps {
 		c.ClientTokens[key.Draw(t, "token")] = anyToken(t, name)

@@ -166,6 +166,11 @@ func TestFieldErrors(t *testing.T) {
 		{"log level", `{"logging": {"logLevel": "Loud"}}`, "logging.logLevel", "want Debug, Information, Warning, Error, None"},
 		{"audit", `{"logging": {"auditLogStatus": true}}`, "logging.auditLogStatus", "want a string, got true or false"},
 		{"long string", `{"repositories": {"a": "` + strings.Repeat("x", 4097) + `"}}`, "repositories.a", "at most 4096"},
+		{"long string of several", `{"repositories": {"a": {"x": "b", "y": "` + strings.Repeat("x", 4097) + `"}}}`, "repositories.a.y", "at most 4096"},
+		{"rule of several", `{"repositories": {"a": {"x": "b", "y": "acme/Vision:1"}}}`, "repositories.a.y", "lower case"},
+		{"action of several", `{"scopeMaps": {"m": {"x": "repositories/a/content/fly", "y": null}}}`, "scopeMaps.m.x", "content/read"},
+		{"several in an array", `{"scopeMaps": {"m": ["repositories/a/content/read"]}}`, "scopeMaps.m", "want a string"},
+		{"tokens of several", `{"connectedRegistries": {"line4": {"clientTokens": {"x": 1}}}}`, "connectedRegistries.line4.clientTokens.x", "want a string"},
 		{"other schema", `{"schemaVersion": "2.0", "mode": "ReadWrite"}`, "schemaVersion", `want "1.0"`},
 		{"schema's type", `{"schemaVersion": 1, "mode": "ReadWrite"}`, "schemaVersion", "want a string"},
 	}

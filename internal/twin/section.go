@@ -90,19 +90,17 @@ func readSyncProperties(r reader, v value, p *registry.SyncProperties) {
 
 func readRepositories(r reader, v value, c *registry.Config) {
 	entries(r.problems, "repositories", v, func(path, key string, v value) {
-		s, ok := asText(r.problems, path, v)
-		if !ok {
-			return
-		}
 		scope := registry.Scope{}
-		for _, word := range strings.Fields(s) {
-			rule, err := ParseRule(word)
-			if err != nil {
-				r.add(path, "%s", err)
-				continue
+		words(r.problems, path, v, func(path string, list []string) {
+			for _, word := range list {
+				rule, err := ParseRule(word)
+				if err != nil {
+					r.add(path, "%s", err)
+					continue
+				}
+				scope = append(scope, rule)
 			}
-			scope = append(scope, rule)
-		}
+		})
 		c.Repositories[key] = scope
 	})
 }
@@ -149,20 +147,18 @@ func readServe(r reader, v value, c *registry.Config) {
 
 func readScopeMaps(r reader, v value, c *registry.Config) {
 	entries(r.problems, "scopeMaps", v, func(path, key string, v value) {
-		s, ok := asText(r.problems, path, v)
-		if !ok {
-			return
-		}
 		actions, seen := registry.ScopeMap{}, map[string]bool{}
-		for _, word := range strings.Fields(s) {
-			action, err := ParseAction(word)
-			if err != nil {
-				r.add(path, "%s", err)
-			} else if !seen[action] {
-				seen[action] = true
-				actions = append(actions, action)
+		words(r.problems, path, v, func(path string, list []string) {
+			for _, word := range list {
+				action, err := ParseAction(word)
+				if err != nil {
+					r.add(path, "%s", err)
+				} else if !seen[action] {
+					seen[action] = true
+					actions = append(actions, action)
+				}
 			}
-		}
+		})
 		c.ScopeMaps[key] = actions
 	})
 }

@@ -47,10 +47,13 @@ func readChildren(r reader, v value, c *registry.Config) {
 		}
 		o, _ := record(r.problems, path, v, "clientTokens")
 		var child registry.ChildConfig
-		o.text("clientTokens", func(s string) error {
-			child.ClientTokens = strings.Fields(strings.ToLower(s))
-			return nil
-		})
+		if v, ok := o.find("clientTokens"); ok {
+			words(r.problems, o.at("clientTokens"), v, func(_ string, list []string) {
+				for _, name := range list {
+					child.ClientTokens = append(child.ClientTokens, strings.ToLower(name))
+				}
+			})
+		}
 		c.Children[name] = child
 	})
 }

@@ -7,14 +7,16 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/connected-registry/connected-registry/internal/hierarchy"
 )
 
 // Limits of the document. IoT Hub allows desired properties of 32 KB; the rest is left to other tools.
 const (
 	MaxDocument = 24 << 10 // bytes without insignificant blanks
 	MaxRaw      = 96 << 10 // bytes as they stand in a file, with indentation
-	MaxString   = 4096     // bytes of one string, IoT Hub's limit
-	MaxDepth    = 10       // nested objects, IoT Hub's limit
+	MaxString   = hierarchy.MaxString
+	MaxDepth    = 10 // nested objects, IoT Hub's limit
 
 	MaxTokens     = 32 << 20 // bytes of a file of tokens, which no twin has to carry
 	maxTokensText = 8 << 20  // bytes of one string in it

@@ -2,10 +2,12 @@ package access
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -102,9 +104,40 @@ func TestSettingsMakeAWorkingChild(t *testing.T) {
 	if a := upper.ask(request{method: "GET", path: "/v2/", user: user, password: first}); a.status != http.StatusOK {
 		t.Errorf("the first password beside the second: %d", a.status)
 	}
+	// What is longer than a string of a twin is in force as well; and a client token more works at the child.
+	args := []string{"permissions", "update", "--name", "line4", "--add"}
+	for i := range 99 {
+		args = append(args, fmt.Sprintf("acme/of-a-name-that-is-not-short/part%02d", i))
+	}
+	run(args...)
+	run("settings", "update", "--name", "line4", "--add-client-tokens", "only-content-read", "--log-level", "Debug")
+	upper.configure(docs["line5"])
+	lower.configure(docs["line4"])
+	lower.until("the right to the last of many repositories and another client token are there", func() bool {
+		a := upper.ask(request{method: "GET", path: "/v2/acme/of-a-name-that-is-not-short/part98/tags/list", user: user, password: second})
+		b := lower.ask(request{method: "GET", path: "/v2/", user: "only-content-read", password: "pw-only-content-read"})
+		return a.status == http.StatusNotFound && b.status == http.StatusOK
+	})
+	for _, s := range []*site{upper, lower} {
+		var status registry.Status
+		must(t, module.Control(t.Context(), filepath.Join(s.dir, "data"), "GET", "/status", nil, &status))
+		if len(status.Configuration.Errors) > 0 {
+			t.Errorf("the patches make a document with errors: %v", status.Configuration.Errors)
+		}
+	}
+	for _, tt := range []struct{ site, name, want string }{
+		{lower.dir, "", `all +enabled +parent +all +password1`},
+		{upper.dir, "LINE4", `only-content-read +enabled +parent +`},
+		{upper.dir, "", `line4 +enabled +document +line4 +password1, password2`},
+	} {
+		out, err := exec.CommandContext(t.Context(), program, "list-client-tokens", "--data-dir", filepath.Join(tt.site, "data"), "--name", tt.name).CombinedOutput()
+		if !regexp.MustCompile(tt.want).Match(out) || err != nil || strings.Contains(string(out), "sha256") {
+			t.Errorf("list-client-tokens --name %q: %v, want %s in\n%s", tt.name, err, tt.want, out)
+		}
+	}
 	// Nothing of a password is in the tree's file.
 	run("permissions", "update", "--name", "line4", "--remove", "acme/app")
-	if docs["line4"]["repositories"].(map[string]any)["line4"] != nil || !strings.Contains(docs["line5"]["scopeMaps"].(map[string]any)["line4"].(string), "gateway/line4/") {
+	if strings.Contains(fmt.Sprint(docs["line4"]["repositories"]), "acme/app") || !strings.Contains(fmt.Sprint(docs["line5"]["scopeMaps"].(map[string]any)["line4"]), "gateway/line4/") {
 		t.Errorf("after the removal: %v", docs)
 	}
 }
