@@ -19,6 +19,9 @@ import (
 // copyBuffer is the size of reads when content is hashed again, in bytes.
 const copyBuffer = 256 << 10
 
+// shardCount is how many directories hold the content of an algorithm.
+const shardCount = 256
+
 // contentPath is the file of content.
 func (s *Store) contentPath(d registry.Digest) string {
 	hex := d.Encoded()
@@ -31,9 +34,9 @@ func (s *Store) shard(d registry.Digest) string { return filepath.Dir(s.contentP
 // eachShard calls fn for the directories that hold content, until it returns false.
 func (s *Store) eachShard(fn func(dir string) (bool, error)) error {
 	for _, alg := range []string{"sha256", "sha512"} {
-		for i := range 256 {
+		for i := range shardCount {
 			more, err := fn(s.path(dirBlobs, alg, fmt.Sprintf("%02x", i)))
-			if err != nil && !isAbsent(err) { // shards of sha512 are made when they are needed
+			if err != nil && !isAbsent(err) { // they are made when they are needed
 				return err
 			}
 			if err == nil && !more {
@@ -44,17 +47,42 @@ func (s *Store) eachShard(fn func(dir string) (bool, error)) error {
 	return nil
 }
 
-// makeShard makes the directory of content durable where it is not there from the first start on.
+// shards knows the directories whose names are durable since this process asked for it: one that is there may be what a
+// killed process made and did not sync.
+type shards struct {
+	mu      sync.Mutex
+	durable map[string]bool // by algorithm
+}
+
+// makeShard makes the directories of an algorithm durable before the first content of this process gets its name: all
+// of them with one sync, so that no later commit waits for that.
 func (s *Store) makeShard(d registry.Digest) error {
-	if d.Algorithm().String() == "sha256" {
+	alg := d.Algorithm().String()
+	s.shards.mu.Lock()
+	defer s.shards.mu.Unlock()
+	if s.shards.durable[alg] {
 		return nil
 	}
-	dir := s.shard(d)
-	made, err := s.mkdir(dir)
-	if err == nil && made {
-		err = s.fs.SyncDir(filepath.Dir(dir))
+	all := s.path(dirBlobs, alg)
+	list, err := s.fs.ReadDir(all, 0)
+	if err != nil {
+		return err
 	}
-	return err
+	if len(list) < shardCount {
+		for i := range shardCount {
+			if _, err := s.mkdir(filepath.Join(all, fmt.Sprintf("%02x", i))); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.fs.SyncDir(all); err != nil {
+		return err
+	}
+	if s.shards.durable == nil {
+		s.shards.durable = map[string]bool{}
+	}
+	s.shards.durable[alg] = true
+	return nil
 }
 
 // contentLocks orders those who make content visible and those who remove its file. A publisher that comes between the

@@ -297,7 +297,7 @@ func recovered(t *testing.T, s *Store) {
 func operations(t *testing.T) int {
 	dir := t.TempDir()
 	x := &testFS{dir: dir}
-	s := openStore(t, dir, Options{FS: x, hook: x.hook})
+	s := withShards(t, openStore(t, dir, Options{FS: x, hook: x.hook}))
 	x.arm(0, false, nil)
 	o := newOracle()
 	for _, a := range scenario() {
@@ -329,6 +329,7 @@ func TestKill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			withShards(t, s)
 			x.arm(i, true, nil)
 			o := newOracle()
 			failed := ""
@@ -376,6 +377,7 @@ func TestFault(t *testing.T) {
 					}
 					return x.hook(step)
 				}})
+				withShards(t, s)
 				x.arm(i, false, errno)
 				o := newOracle()
 				for _, a := range scenario() {
@@ -467,5 +469,38 @@ func TestOrder(t *testing.T) {
 		if at != len(want) {
 			t.Errorf("%s: %q is not in order in %q", tt.name, want[at], x.lines())
 		}
+	}
+}
+
+// TestShards: the directories of content are made with the first of it and are durable before it is, also where a killed
+// process left some of them.
+func TestShards(t *testing.T) {
+	dir := t.TempDir()
+	x := &testFS{dir: dir, only: "mkdir"}
+	s := openStore(t, dir, Options{FS: x})
+	x.arm(100, false, syscall.ENOSPC)
+	if err := pushBlob(testRepo, registrytest.NewBlob(1, 100)).do(t.Context(), s, newOracle()); !errors.Is(err, registry.ErrDisk) {
+		t.Errorf("%v, want DiskError", err)
+	}
+	for i, want := range []bool{true, false} {
+		x.arm(0, false, nil)
+		if err := pushBlob(testRepo, registrytest.NewBlob(uint64(2+i), 100)).do(t.Context(), s, newOracle()); err != nil {
+			t.Fatal(err)
+		}
+		lines := x.lines()
+		synced := slices.Index(lines, "syncdir "+dirBlobs+"/sha256")
+		named := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "rename "+dirBlobs) })
+		if want != (synced >= 0) || synced > named {
+			t.Errorf("push %d: %q", i, lines)
+		}
+	}
+	closeChecked(t, s)
+	s = openStore(t, dir, Options{FS: x})
+	x.arm(0, false, nil)
+	if err := pushBlob(testRepo, registrytest.NewBlob(9, 100)).do(t.Context(), s, newOracle()); err != nil {
+		t.Fatal(err)
+	}
+	if lines := x.lines(); !slices.Contains(lines, "syncdir "+dirBlobs+"/sha256") || slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "mkdir") }) {
+		t.Errorf("in the next process: %q", lines)
 	}
 }

@@ -99,8 +99,7 @@ func (s *Store) startup(ctx context.Context) {
 	}
 }
 
-// prepare makes the directories. All shards exist from the first start on, so that a commit never has to make one
-// durable.
+// prepare makes the directories. Those that hold content come with the first of it, see makeShard.
 func (s *Store) prepare() error {
 	if err := s.mkdirAll(s.dir); err != nil {
 		return err
@@ -113,28 +112,10 @@ func (s *Store) prepare() error {
 		}
 		made = made || m
 	}
-	shards := s.path(dirBlobs, "sha256")
-	list, err := s.fs.ReadDir(shards, 0)
-	if err != nil {
-		return err
-	}
-	if len(list) < 256 {
-		for i := range 256 {
-			if _, err := s.mkdir(filepath.Join(shards, fmt.Sprintf("%02x", i))); err != nil {
-				return err
-			}
-		}
-		made = true
-	}
 	if !made {
 		return nil
 	}
-	for _, d := range []string{shards, s.path(dirBlobs), s.dir} {
-		if err := s.fs.SyncDir(d); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(s.fs.SyncDir(s.path(dirBlobs)), s.fs.SyncDir(s.dir))
 }
 
 // mkdir makes a directory and refuses anything else in its place, a symbolic link included.

@@ -420,7 +420,7 @@ func TestOpenErrors(t *testing.T) {
 func TestOpenIsQuick(t *testing.T) {
 	const files = 100_000
 	dir := t.TempDir()
-	s := openStore(t, dir, Options{})
+	s := withShards(t, openStore(t, dir, Options{}))
 	var digests []registry.Digest
 	first := map[string]string{} // a link to an empty file is cheaper than another one
 	for i := range files {

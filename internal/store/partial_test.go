@@ -183,7 +183,7 @@ func TestPartialSHA512(t *testing.T) {
 // TestAdopt finds the file of a process that was killed between the rename and the transaction.
 func TestAdopt(t *testing.T) {
 	dir := t.TempDir()
-	s := openStore(t, dir, Options{})
+	s := withShards(t, openStore(t, dir, Options{}))
 	good, bad := registrytest.NewBlob(1, 1000), registrytest.NewBlob(2, 1000)
 	if err := os.WriteFile(s.contentPath(good.Digest), good.Bytes, 0o600); err != nil {
 		t.Fatal(err)

@@ -85,6 +85,7 @@ type Store struct {
 
 	leases    leases
 	content   contentLocks
+	shards    shards
 	adoptions sync.Mutex // one recovery of a file at a time: it is bound by the disk
 
 	partialsMu sync.Mutex

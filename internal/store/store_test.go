@@ -27,6 +27,15 @@ func openStore(t *testing.T, dir string, o Options) *Store {
 	return s
 }
 
+// withShards makes the directories of content, which the first content would do.
+func withShards(t *testing.T, s *Store) *Store {
+	t.Helper()
+	if err := s.makeShard(registrytest.NewBlob(1, 1).Digest); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // closeChecked closes a store after bbolt found no fault in its index and the counters were found true.
 func closeChecked(t *testing.T, s *Store) {
 	t.Helper()
