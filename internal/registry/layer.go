@@ -54,12 +54,13 @@ type Changes struct {
 	More    bool     `json:"more,omitempty"` // ask again with Cursor at once
 }
 
-// Change is one tag that moved or went, or one referrer that came. Exactly one of Tag and Subject is set.
+// Change is one tag that moved or went, or one referrer that came or went. Exactly one of Tag and Subject is set.
 type Change struct {
 	Repository string `json:"repository"`
 	Tag        string `json:"tag,omitempty"`
 	Digest     Digest `json:"digest,omitempty"`  // empty: the tag is gone
 	Subject    Digest `json:"subject,omitempty"` // Digest refers to this manifest
+	Gone       bool   `json:"gone,omitempty"`    // with Subject: Digest was deleted
 }
 
 // LayerCaller is who asks a question between layers, and what that one may do.

@@ -84,7 +84,7 @@ func (t *tx) changes(from cursor, last uint64, limit int, match func(string) boo
 		scanned++
 		from.seq = binary.BigEndian.Uint64(k)
 		row, err := decodeChange(v)
-		if err != nil || (match != nil && !match(row.repo)) || (from.full && row.kind == changeGone && from.seq <= from.start) {
+		if err != nil || (match != nil && !match(row.repo)) || (from.full && row.tombstone() && from.seq <= from.start) {
 			continue
 		}
 		if e, ok := t.change(row); ok {
@@ -99,7 +99,7 @@ func (t *tx) changes(from cursor, last uint64, limit int, match func(string) boo
 }
 
 // change is what a row says now. The row of a tag or referrer goes when that moves or goes, so only a tombstone can be
-// overtaken: by a tag that came back.
+// overtaken: by a tag or referrer that came back.
 func (t *tx) change(row changeRow) (registry.Change, bool) {
 	e := registry.Change{Repository: row.repo, Tag: row.tag, Subject: row.subject, Digest: row.digest}
 	if row.kind == changeReferrer {
@@ -107,9 +107,15 @@ func (t *tx) change(row changeRow) (registry.Change, bool) {
 	}
 	var current tagRow
 	exists := false
-	if r, err := t.repo(row.repo); err == nil {
+	if r, err := t.repo(row.repo); err == nil && row.kind == changeUnrefer {
+		exists = r.referrers.Get(referrerKey(row.subject, row.digest)) != nil
+	} else if err == nil {
 		current, err = r.tag(row.tag)
 		exists = err == nil
+	}
+	if row.kind == changeUnrefer {
+		e.Gone = true
+		return e, !exists
 	}
 	if row.kind == changeGone {
 		return e, !exists
@@ -118,12 +124,12 @@ func (t *tx) change(row changeRow) (registry.Change, bool) {
 	return e, exists
 }
 
-// dropTombstones removes the oldest rows of tags that went when there are too many, and raises the floor below which
+// dropTombstones removes the oldest rows of what went when there are too many, and raises the floor below which
 // cursors cannot be answered any more.
 func (t *tx) dropTombstones(keep int) error {
 	var gone []uint64
 	err := t.Bucket(bucketChanges).ForEach(func(k, v []byte) error {
-		if len(v) > 0 && v[0] == changeGone {
+		if len(v) > 0 && (changeRow{kind: v[0]}).tombstone() {
 			gone = append(gone, binary.BigEndian.Uint64(k))
 		}
 		return nil

@@ -42,6 +42,8 @@ func (c *child) follow(t *testing.T, s *Store, limit int, match func(string) boo
 		for _, e := range out.Entries {
 			entries++
 			switch key := e.Repository + ":" + e.Tag; {
+			case e.Gone:
+				delete(c.referrers, e.Repository+"@"+e.Subject.String()+"<"+e.Digest.String())
 			case e.Subject != "":
 				c.referrers[e.Repository+"@"+e.Subject.String()+"<"+e.Digest.String()] = true
 			case e.Digest == "":
@@ -117,11 +119,27 @@ func TestChanges(t *testing.T) {
 	}
 	push("t4", two)
 	check("a tag went and came", 1, false)
-	push("", registrytest.NewReferrer(9, one.Descriptor, "application/vnd.example"))
-	check("a referrer came", 1, false)
-	if len(c.referrers) != 1 {
-		t.Errorf("referrers %v", c.referrers)
+	signature := registrytest.NewReferrer(9, one.Descriptor, "application/vnd.example")
+	remove := func(d registry.Digest) {
+		t.Helper()
+		if err := s.DeleteManifest(t.Context(), testRepo, d); err != nil {
+			t.Fatal(err)
+		}
 	}
+	referrers := func(what string, entries, want int) {
+		t.Helper()
+		if check(what, entries, false); len(c.referrers) != want {
+			t.Errorf("%s: referrers %v, want %d", what, c.referrers, want)
+		}
+	}
+	push("", signature)
+	referrers("a referrer came", 1, 1)
+	remove(signature.Digest)
+	referrers("a referrer went", 1, 0)
+	push("", signature)
+	remove(signature.Digest)
+	push("", signature)
+	referrers("a referrer came, went and came", 1, 1)
 	if err := s.DeleteManifest(t.Context(), testRepo, two.Digest); err != nil {
 		t.Fatal(err)
 	}

@@ -266,6 +266,47 @@ func (s *Store) Untag(ctx context.Context, repo string, tags []string) (removed 
 	return removed, err
 }
 
+// Unrefer removes manifests that refer to another one, as synchronisation does with what was deleted at the parent, and
+// what only they needed. What was pushed here, has a tag, is locked or belongs to an index stays.
+func (s *Store) Unrefer(ctx context.Context, repo string, referrers []registry.Digest) (removed int, err error) {
+	err = s.update(ctx, func(t *tx) error {
+		removed = 0
+		r, err := t.repo(repo)
+		if err != nil {
+			return nil // nothing to remove
+		}
+		rows, err := r.rows()
+		if err != nil {
+			return err
+		}
+		var roots []registry.Digest
+		for _, d := range referrers {
+			if row, ok := rows[d]; ok && row.subject != "" {
+				roots = append(roots, d)
+			}
+		}
+		subjects := make(map[registry.Digest]registry.Digest, len(roots))
+		for _, d := range roots {
+			row := rows[d]
+			subjects[d], row.subject = row.subject, "" // it does not keep this one
+			rows[d] = row
+		}
+		if removed, err = r.pruneRows(roots, rows); err != nil {
+			return err
+		}
+		for _, d := range roots {
+			if _, stays := rows[d]; stays {
+				continue
+			}
+			if err := r.removeReferrer(subjects[d], d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return removed, err
+}
+
 // Missing implements registry.Replica.
 func (s *Store) Missing(ctx context.Context, repo string, d registry.Digest, want func(registry.Descriptor) bool) ([]registry.Descriptor, error) {
 	w := missing{s: s, repo: repo, want: want, seen: map[registry.Digest]bool{}}

@@ -353,3 +353,45 @@ func TestReserveIsGivenBack(t *testing.T) {
 		t.Errorf("the reserve is not made again: %v", err)
 	}
 }
+
+// TestUnrefer removes what was deleted at the parent, with what refers to it and its content, and nothing that a client
+// pushed, a tag holds, or that refers to nothing.
+func TestUnrefer(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	image := registrytest.NewImage(1, 100)
+	bring(t, s, testRepo, image, "v1")
+	referrer := func(seed uint64, subject registry.Descriptor) registrytest.Image {
+		return registrytest.NewReferrer(seed, subject, "application/vnd.example.signature")
+	}
+	signature, tagged, pushed := referrer(2, image.Descriptor), referrer(3, image.Descriptor), referrer(4, image.Descriptor)
+	ofSignature := referrer(5, signature.Descriptor)
+	bring(t, s, testRepo, signature)
+	bring(t, s, testRepo, ofSignature)
+	bring(t, s, testRepo, tagged, "signature")
+	if err := registrytest.Push(t.Context(), s, testRepo, "", pushed); err != nil {
+		t.Fatal(err)
+	}
+	var c child
+	c.follow(t, s, 10, nil)
+	all := []registry.Digest{signature.Digest, tagged.Digest, pushed.Digest, image.Digest, registrytest.NewBlob(9, 9).Digest}
+	if n, err := s.Unrefer(t.Context(), testRepo, all); err != nil || n != 2 {
+		t.Errorf("Unrefer: %d, %v, want the signature and the one of it", n, err)
+	}
+	for d, want := range map[registry.Digest]bool{
+		image.Digest: true, tagged.Digest: true, pushed.Digest: true, signature.Digest: false, ofSignature.Digest: false,
+	} {
+		if got := has(t, s, testRepo, d); got != want {
+			t.Errorf("%s is here: %v, want %v", d, got, want)
+		}
+	}
+	list, err := s.Referrers(t.Context(), testRepo, image.Digest, "")
+	if err != nil || len(list) != 2 {
+		t.Errorf("%d referrers, %v, want 2", len(list), err)
+	}
+	if n, full := c.follow(t, s, 10, nil); full || n != 1 {
+		t.Errorf("a child is told of %d changes, full %v, want the signature that went", n, full)
+	}
+	if n, err := s.Unrefer(t.Context(), "other", all); err != nil || n != 0 {
+		t.Errorf("Unrefer in a repository that is not here: %d, %v", n, err)
+	}
+}

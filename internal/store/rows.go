@@ -302,7 +302,11 @@ const (
 	changeTag      = 'T' // a tag moved
 	changeGone     = 'D' // a tag went
 	changeReferrer = 'R' // a referrer came
+	changeUnrefer  = 'U' // a referrer went, and its subject is here
 )
+
+// tombstone reports whether the row is of what is not here any more.
+func (r changeRow) tombstone() bool { return r.kind == changeGone || r.kind == changeUnrefer }
 
 // changeRow is one step of the content, for children that ask what is new.
 type changeRow struct {
@@ -310,13 +314,13 @@ type changeRow struct {
 	at      int64 // unix seconds
 	repo    string
 	tag     string          // kinds T and D
-	subject registry.Digest // kind R
-	digest  registry.Digest // kind R
+	subject registry.Digest // kinds R and U
+	digest  registry.Digest // kinds R and U
 }
 
 func (r changeRow) encode() []byte {
 	b := putText(putInt([]byte{r.kind}, r.at), r.repo)
-	if r.kind == changeReferrer {
+	if r.kind == changeReferrer || r.kind == changeUnrefer {
 		return append(append(b, digestKey(r.subject)...), digestKey(r.digest)...)
 	}
 	return putText(b, r.tag)
@@ -329,7 +333,7 @@ func decodeChange(b []byte) (row changeRow, err error) {
 	r := reader{b: b[1:]}
 	row.kind, row.at, row.repo = b[0], r.int(), r.text()
 	switch row.kind {
-	case changeReferrer:
+	case changeReferrer, changeUnrefer:
 		row.subject, row.digest = r.digest(), r.digest()
 	case changeTag, changeGone:
 		row.tag = r.text()

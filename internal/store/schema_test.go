@@ -185,6 +185,7 @@ func TestRows(t *testing.T) {
 		}},
 		"change of a tag":      {changeRow{kind: changeGone, at: 3, repo: "a/b", tag: "t"}.encode(), reencodeChange},
 		"change of a referrer": {changeRow{kind: changeReferrer, at: 3, repo: "a/b", subject: d, digest: d512}.encode(), reencodeChange},
+		"referrer that went":   {changeRow{kind: changeUnrefer, at: 3, repo: "a/b", subject: d, digest: d512}.encode(), reencodeChange},
 	} {
 		if got, err := tt.decode(tt.bytes); err != nil || !slices.Equal(got, tt.bytes) {
 			t.Errorf("%s: %x, %v, want %x", name, got, err, tt.bytes)

@@ -140,7 +140,7 @@ func (s *Store) TagStates(ctx context.Context, repo string) (list []registry.Loc
 
 // putReferrer adds a manifest to the referrers list of its subject.
 func (r *repoTx) putReferrer(subject registry.Digest, m registry.Descriptor, refs registry.References) error {
-	key := slices.Concat(digestKey(subject), digestKey(m.Digest))
+	key := referrerKey(subject, m.Digest)
 	if v := r.referrers.Get(key); v != nil {
 		if _, err := decodeReferrer(v); err == nil {
 			return nil
@@ -158,11 +158,21 @@ func (r *repoTx) putReferrer(subject registry.Digest, m registry.Descriptor, ref
 	return r.t.put(r.referrers, key, value)
 }
 
-// removeReferrer takes a manifest out of the referrers list of its subject.
+func referrerKey(subject, d registry.Digest) []byte {
+	return slices.Concat(digestKey(subject), digestKey(d))
+}
+
+// removeReferrer takes a manifest out of the referrers list of its subject. While that is here, a tombstone tells of it;
+// otherwise it goes below with its subject.
 func (r *repoTx) removeReferrer(subject, d registry.Digest) error {
-	key := slices.Concat(digestKey(subject), digestKey(d))
+	key := referrerKey(subject, d)
 	if row, err := decodeReferrer(r.referrers.Get(key)); err == nil {
 		if err := r.t.remove(r.t.Bucket(bucketChanges), seqKey(row.seq)); err != nil {
+			return err
+		}
+	}
+	if _, err := r.manifest(subject); err == nil {
+		if _, err := r.t.nextSeq(changeRow{kind: changeUnrefer, repo: r.name, subject: subject, digest: d}); err != nil {
 			return err
 		}
 	}

@@ -33,8 +33,15 @@ func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKi
 	}
 	s.recordRepositories(l, p, local)
 	var signed []subject // perhaps, since they were asked of last
-	if kind != registry.KindConnected && !it.retry {
-		signed = s.dueSubjects(set, l, local)
+	switch {
+	case kind == registry.KindConnected && l.all:
+		s.unlisted(ctx, set, &l, local)
+	case kind != registry.KindConnected && !it.retry:
+		room := 0
+		if it.asked {
+			room = maxAsked - l.heads
+		}
+		signed = s.dueSubjects(set, l, local, room)
 	}
 	out := s.fetchAll(ctx, set, kind, l, p.fetch)
 	if !out.whole {
@@ -49,14 +56,26 @@ func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKi
 	if ctx.Err() != nil {
 		out.err, out.whole = window(ctx, ctx.Err()), true
 	}
+	if err := s.remove(ctx, set, l, p, &out); err != nil {
+		out.err, out.whole = errors.Join(out.err, err), true
+	}
+	return out
+}
+
+// remove takes away what went at the parent, or left the scope.
+func (s *Syncer) remove(ctx context.Context, set Settings, l listing, p plan, out *outcome) (failed error) {
 	for repo, tags := range p.untag {
 		n, err := s.store.Untag(ctx, repo, tags)
 		out.removed += n
-		if err != nil {
-			out.err, out.whole = errors.Join(out.err, err), true
+		failed = errors.Join(failed, err)
+	}
+	for repo, referrers := range l.unreferred {
+		if set.Mode == registry.ReadOnly && set.Scope.MatchRepository(repo) {
+			_, err := s.store.Unrefer(ctx, repo, referrers)
+			failed = errors.Join(failed, err)
 		}
 	}
-	return out
+	return failed
 }
 
 // prepare plans against what is here, and leaves out what failed a moment ago and, of the listing too, what the outbox
@@ -144,7 +163,7 @@ func (s *Syncer) fetchBatch(ctx context.Context, set Settings, wants []want, ofR
 				return w.err
 			}
 			if w.done {
-				s.follow(subject{w.repo, w.digest})
+				s.follow(gctx, subject{w.repo, w.digest}, true)
 			}
 			s.noteWant(*w)
 			s.recordTags(*w)

@@ -152,6 +152,8 @@ func (s *Syncer) discoverChanges(ctx context.Context, set Settings, wait time.Du
 		l.all = l.all || c.Full
 		for _, e := range c.Entries {
 			switch {
+			case e.Subject != "" && e.Gone:
+				l.unreferred[e.Repository] = append(l.unreferred[e.Repository], e.Digest)
 			case e.Subject != "":
 				l.referrers = append(l.referrers, e)
 			case e.Digest == "":
@@ -251,6 +253,7 @@ func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing, a
 				mu.Unlock()
 				continue
 			}
+			l.heads++
 			group.Go(func() error {
 				d, err := set.Parent.ResolveManifest(gctx, repo, registry.TagReference(tag))
 				if errors.Is(err, registry.ErrManifestUnknown) {

@@ -41,7 +41,11 @@ func (*emptyStore) CommitImage(context.Context, registry.Image) ([]string, error
 func (*emptyStore) TagStates(context.Context, string) ([]registry.LocalTag, error) {
 	return nil, nil
 }
+
 func (*emptyStore) Untag(context.Context, string, []string) (int, error) { return 0, nil }
+
+func (*emptyStore) Unrefer(context.Context, string, []registry.Digest) (int, error) { return 0, nil }
+
 func (*emptyStore) Missing(context.Context, string, registry.Digest, func(registry.Descriptor) bool) ([]registry.Descriptor, error) {
 	return nil, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -32,6 +33,7 @@ type parent struct {
 	requests int64
 
 	noCatalog bool
+	unlisted  map[registry.Digest]bool                                            // referrers that are there and in no list
 	recent    func(repo string, since time.Time) ([]registry.TagInfo, int, error) // nil: UNSUPPORTED
 }
 
@@ -131,7 +133,10 @@ func (p *parent) Referrers(ctx context.Context, repo string, d registry.Digest, 
 	if err := p.ask("referrers " + repo); err != nil {
 		return nil, err
 	}
-	return p.Registry.Referrers(ctx, repo, d, artifactType)
+	list, err := p.Registry.Referrers(ctx, repo, d, artifactType)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.DeleteFunc(list, func(r registry.Descriptor) bool { return p.unlisted[r.Digest] }), err
 }
 
 func (p *parent) GetBlob(ctx context.Context, repo string, d registry.Digest) (registry.BlobReader, error) {

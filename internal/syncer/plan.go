@@ -9,14 +9,16 @@ import (
 
 // listing is what the parent has, as far as it was asked.
 type listing struct {
-	tags      map[string]map[string]registry.Digest // repository -> tag -> digest
-	complete  map[string]bool                       // repositories whose every tag is in tags
-	all       bool                                  // a repository that is not in tags does not exist
-	gone      map[string][]string                   // repository -> tags that the parent says were removed
-	referrers []registry.Change                     // manifests that came to refer to another
-	broken    []brokenTag                           // tags that the parent has and cannot tell of
-	mark      uint64                                // of before the parent was asked, see queueIndex
-	failed    error                                 // why a part of the list is not here; nil when it is whole
+	tags       map[string]map[string]registry.Digest // repository -> tag -> digest
+	complete   map[string]bool                       // repositories whose every tag is in tags
+	all        bool                                  // a repository that is not in tags does not exist
+	gone       map[string][]string                   // repository -> tags that the parent says were removed
+	referrers  []registry.Change                     // manifests that came to refer to another
+	unreferred map[string][]registry.Digest          // repository -> manifests that referred to another and were deleted
+	broken     []brokenTag                           // tags that the parent has and cannot tell of
+	heads      int                                   // questions for single tags that it took
+	mark       uint64                                // of before the parent was asked, see queueIndex
+	failed     error                                 // why a part of the list is not here; nil when it is whole
 }
 
 // brokenTag is a tag that could not be resolved, while the parent answers other questions.
@@ -26,7 +28,10 @@ type brokenTag struct {
 }
 
 func newListing() listing {
-	return listing{tags: map[string]map[string]registry.Digest{}, complete: map[string]bool{}, gone: map[string][]string{}}
+	return listing{
+		tags: map[string]map[string]registry.Digest{}, complete: map[string]bool{}, gone: map[string][]string{},
+		unreferred: map[string][]registry.Digest{},
+	}
 }
 
 func (l listing) add(repo, tag string, d registry.Digest) {
@@ -38,7 +43,7 @@ func (l listing) add(repo, tag string, d registry.Digest) {
 
 // nothing reports whether the parent had nothing to tell.
 func (l listing) nothing() bool {
-	return !l.all && l.failed == nil && len(l.tags)+len(l.complete)+len(l.gone)+len(l.referrers) == 0
+	return !l.all && l.failed == nil && len(l.tags)+len(l.complete)+len(l.gone)+len(l.referrers)+len(l.unreferred) == 0
 }
 
 // want is one image to bring here: the tags that move to it once it is complete.

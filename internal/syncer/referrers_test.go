@@ -8,6 +8,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+	"github.com/connected-registry/connected-registry/internal/store"
 	"github.com/connected-registry/connected-registry/internal/syncer"
 )
 
@@ -42,8 +43,8 @@ func TestLateReferrers(t *testing.T) {
 				time.Sleep(10 * 24 * time.Hour)
 				before := p.count("referrers app")
 				time.Sleep(10 * 24 * time.Hour)
-				if n := p.count("referrers app") - before; n < 9 || n > 11 {
-					t.Errorf("%d questions for referrers in ten days, want one a day", n)
+				if n := p.count("referrers app") - before; n < 27 || n > 33 {
+					t.Errorf("%d questions for referrers in ten days, want one a day for the image, its signature and that one's", n)
 				}
 			})
 		})
@@ -78,4 +79,95 @@ func TestLateReferrersThatFail(t *testing.T) {
 			t.Errorf("%d referrers, %v", len(list), err)
 		}
 	})
+}
+
+// TestReferrersBelowAnIndex signs one platform of an index that is here already, and the signature.
+func TestReferrersBelowAnIndex(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := newParent()
+		amd, arm := registrytest.NewImage(1, 100), registrytest.NewImage(2, 100)
+		index := registrytest.NewIndex(amd, arm)
+		push(t, p, "app", "v1", index)
+		set := settings(t, p, "app")
+		set.Schedule = every(t, "0 * * * *")
+		set.Schedule.Window = time.Minute
+		r, stop := newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
+		defer stop()
+		time.Sleep(90 * time.Minute)
+		mustHave(t, r.store, "app", "v1", index)
+		signature := registrytest.NewReferrer(3, arm.Descriptor, "application/vnd.example.signature")
+		push(t, p, "app", "", signature)
+		time.Sleep(2 * time.Hour)
+		mustHaveReferrers(t, r.store, "app", arm.Digest, 1)
+		push(t, p, "app", "", registrytest.NewReferrer(4, signature.Descriptor, "application/vnd.example.timestamp"))
+		time.Sleep(3 * time.Hour)
+		mustHaveReferrers(t, r.store, "app", signature.Digest, 1)
+	})
+}
+
+// TestReferrersThatWent deletes a signature at the parent: it goes here with the next iteration that somebody asks for,
+// and by itself within a day. What the parent has and does not list stays, and so does everything in a ReadWrite
+// registry.
+func TestReferrersThatWent(t *testing.T) {
+	for _, mode := range []registry.Mode{registry.ReadOnly, registry.ReadWrite} {
+		dir := t.TempDir()
+		t.Run(string(mode), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newParent()
+				img := registrytest.NewImage(1, 100)
+				push(t, p, "app", "v1", img)
+				signature := registrytest.NewReferrer(2, img.Descriptor, "application/vnd.example.signature")
+				timestamp := registrytest.NewReferrer(3, signature.Descriptor, "application/vnd.example.timestamp")
+				bill := registrytest.NewReferrer(4, img.Descriptor, "application/vnd.example.sbom")
+				for _, referrer := range []registrytest.Image{signature, timestamp, bill} {
+					push(t, p, "app", "", referrer)
+				}
+				set := settings(t, p, "app")
+				set.Mode = mode
+				set.Schedule = every(t, "0 * * * *")
+				set.Schedule.Window = time.Minute
+				r, stop := newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
+				defer stop()
+				time.Sleep(90 * time.Minute)
+				mustHaveReferrers(t, r.store, "app", img.Digest, 2)
+				want := func(n int) int {
+					if mode == registry.ReadWrite {
+						return 2
+					}
+					return n
+				}
+				remove := func(d registry.Digest) {
+					t.Helper()
+					if err := p.Registry.DeleteManifest(t.Context(), "app", d); err != nil {
+						t.Fatal(err)
+					}
+				}
+				p.set(func(p *parent) { p.unlisted = map[registry.Digest]bool{bill.Digest: true} })
+				if err := r.Sync(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				mustHaveReferrers(t, r.store, "app", img.Digest, 2)
+				remove(signature.Digest)
+				if err := r.Sync(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				mustHaveReferrers(t, r.store, "app", img.Digest, want(1))
+				if mode == registry.ReadOnly {
+					mustHaveReferrers(t, r.store, "app", signature.Digest, 0)
+				}
+				remove(bill.Digest)
+				time.Sleep(25 * time.Hour)
+				mustHaveReferrers(t, r.store, "app", img.Digest, want(0))
+			})
+		})
+	}
+}
+
+func mustHaveReferrers(t *testing.T, s *store.Store, repo string, subject registry.Digest, want int) {
+	t.Helper()
+	list, err := s.Referrers(t.Context(), repo, subject, "")
+	if err != nil || len(list) != want {
+		t.Errorf("%d referrers of %s, %v, want %d", len(list), subject, err, want)
+	}
 }

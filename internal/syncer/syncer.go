@@ -48,6 +48,8 @@ type Store interface {
 	registry.Documents
 	// PartialSize is how many bytes of unfinished content are here.
 	PartialSize(d registry.Digest) int64
+	// Unrefer removes manifests that refer to another one and were deleted at the parent, unless they were pushed here.
+	Unrefer(ctx context.Context, repo string, referrers []registry.Digest) (removed int, err error)
 }
 
 // Link is the gate that bytes to and from the parent pass.

@@ -62,6 +62,9 @@ func TestChain(t *testing.T) {
 				t.Errorf("%s: referrers %v, want %v (%v)", l.name, got, want, err)
 			}
 		}
+		if k.referrers {
+			s.unsign("acme/app", subject)
+		}
 		for _, ref := range []string{"acme/app:all", "acme/docker:all"} { // a client that is not ours
 			p, err := cloud.Pull(t.Context(), s.bottom().addr, ref)
 			if want := map[string]int{"acme/app:all": 3, "acme/docker:all": 2}[ref]; err != nil || p.Images != want {
@@ -102,6 +105,26 @@ func TestChain(t *testing.T) {
 		t.Logf("a new tag is at the bottom %v after the link came back", time.Since(back).Round(time.Millisecond))
 		same(t, s.bottom().addr, s.cloud, "acme/tool:2")
 	})
+}
+
+// unsign deletes what refers to the subject in the cloud, and waits until it went at each layer.
+func (s *site) unsign(repo string, subject v1.Hash) {
+	s.t.Helper()
+	list, err := cloud.Referrers(s.t.Context(), s.cloud, repo, subject)
+	must(s.t, err)
+	for _, d := range list {
+		if a := ask(s.t, s.cloud, http.MethodDelete, "/v2/"+repo+"/manifests/"+d.String(), nil); a.status != http.StatusAccepted {
+			s.t.Fatalf("DELETE of a signature: %d: %s", a.status, a.body)
+		}
+	}
+	_, err = s.layers[0].sync()
+	must(s.t, err)
+	for _, l := range s.layers {
+		l.until("the signature went", func() bool {
+			list, err := cloud.Referrers(s.t.Context(), l.addr, repo, subject)
+			return err == nil && len(list) == 0
+		})
+	}
 }
 
 // settled waits until the references are at the bottom as they are in the cloud.
