@@ -43,13 +43,20 @@ func serveCommand() *cobra.Command {
 		log := newLogger(logFormat)
 		o.Logger = slog.New(logrusslog.NewHandler(log, nil))
 		o.SetLevel = func(level string) { log.SetLevel(logLevels[level]) }
-		// What the start needed and nobody needs again (patterns, flags, recovery) is below what the collector starts at, 4 MiB,
-		// so that a registry at rest would keep it: 0.7 MiB of 20, measured.
-		o.Ready = func(string) { debug.FreeOSMemory() }
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(gcPercent)
+		}
+		// What the start needed and nobody needs again (patterns, flags, recovery) is below what the collector starts at, so
+		// that a registry at rest would keep it.
+		o.Rest = debug.FreeOSMemory
 		return module.Run(cmd.Context(), o)
 	}
 	return cmd
 }
+
+// gcPercent lets the heap grow to 8 MiB before it is collected. A registry has 2 MiB that live, so that at Go's 100 small
+// requests are followed by a collection each 2 MiB: a tenth of what they cost.
+const gcPercent = 200
 
 // logLevels maps ACR's names. None is Panic: nothing is logged at that level.
 var logLevels = map[string]logrus.Level{

@@ -20,12 +20,29 @@ func (m *Module) maintain(ctx context.Context) {
 		defer close(scrubbed)
 		m.scrub(ctx)
 	}()
+	if pause(ctx, startTime) {
+		m.rest()
+	}
 	for pause(ctx, m.store.SnapshotInterval()) {
 		if err := m.store.Snapshot(ctx); err != nil && ctx.Err() == nil {
 			m.log.Warn("the index could not be kept; the snapshot before stays", "error", err)
 		}
+		m.rest()
 	}
 	<-scrubbed
+}
+
+// startTime is by when what only the start needs is done, in most places.
+const startTime = time.Second
+
+// rest gives back memory that the index took and nobody needs now.
+func (m *Module) rest() {
+	if err := m.store.Rest(); err != nil {
+		m.log.Debug("the pages of the index stay in memory", "error", err)
+	}
+	if m.o.Rest != nil {
+		m.o.Rest()
+	}
 }
 
 // scrub reads content again, and looks each hour whether it is time.

@@ -63,6 +63,8 @@ type Options struct {
 
 	// Ready is called with the address of the service listener once requests are answered from the store.
 	Ready func(addr string)
+	// Rest is called when the start is over, and after the whole index was read: to give memory back.
+	Rest func()
 	// Clock and Rand (0 <= x < 1, for jitter) are the time and the chance; nil is the machine's.
 	Clock clock.Clock
 	Rand  func() float64

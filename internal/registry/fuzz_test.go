@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"path"
+	"regexp"
 	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -75,8 +78,47 @@ func FuzzDigest(f *testing.F) {
 		if registry.ValidateTag(s) == nil && (len(s) > registry.MaxTagLength || strings.ContainsAny(s, "/\\\x00:@") || strings.HasPrefix(s, ".")) {
 			t.Fatalf("tag %q", s)
 		}
+		agree(t, s)
 		if r, err := registry.ParseReference(s); err == nil && (r.String() != s || (r.Tag == "") == (r.Digest == "")) {
 			t.Fatalf("reference %q: %+v", s, r)
 		}
+	})
+}
+
+// The grammars as the specification writes them (OCI distribution spec, "Pulling manifests"; image spec, "Digests").
+var (
+	repositories = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tags         = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	digests      = regexp.MustCompile(`^(?:sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})$`)
+)
+
+// agree fails unless a text is taken as what the grammars say it is.
+func agree(t interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}, s string,
+) {
+	t.Helper()
+	_, err := registry.ParseDigest(s)
+	for what, is := range map[string][2]bool{
+		"repository": {registry.ValidateRepository(s) == nil, repositories.MatchString(s) && len(s) <= registry.MaxRepositoryLength},
+		"tag":        {registry.ValidateTag(s) == nil, tags.MatchString(s)},
+		"digest":     {err == nil, digests.MatchString(s)},
+	} {
+		if is[0] != is[1] {
+			t.Fatalf("%q as a %s: %v, the grammar says %v", s, what, is[0], is[1])
+		}
+	}
+}
+
+func TestGrammars(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		part := rapid.SampledFrom([]string{"a", "Z", "7", ".", "_", "__", "-", "--", "/", ":", "sha256:", "sha512:", "\n", "\x00", "é"})
+		agree(t, strings.Join(rapid.SliceOfN(part, 0, 8).Draw(t, "parts"), ""))
+		hex := rapid.SampledFrom([]string{"0", "9", "a", "f", "g", "A", "/", ":", "`"})
+		digest := rapid.SampledFrom([]string{"sha256:", "sha512:"}).Draw(t, "algorithm") +
+			strings.Repeat("0", rapid.SampledFrom([]int{62, 63, 126, 127}).Draw(t, "zeros")) + hex.Draw(t, "first") + hex.Draw(t, "last")
+		agree(t, digest)
+		agree(t, strings.Repeat("a", rapid.SampledFrom([]int{127, 128, 129, 254, 255, 256}).Draw(t, "length")))
 	})
 }

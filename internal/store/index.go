@@ -258,6 +258,8 @@ func (s *Store) finish(t *tx, end seal) error {
 	committed := false
 	defer func() { done(committed) }() // also when bbolt panics
 	size := t.Size()
+	s.version.Add(1) // bbolt shows what it commits before it is durable
+	defer s.version.Add(1)
 	if err := t.Commit(); err != nil {
 		if errors.Is(err, syscall.EIO) {
 			_ = s.breakIndex(err) // what a failed sync left on the disk is unknown

@@ -6,49 +6,67 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"strings"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
-// GetManifest implements registry.Reader: one read transaction, and the bytes from memory when they were asked for
-// lately. The caller must not change the bytes.
+// GetManifest implements registry.Reader: one read transaction at most, and the bytes from memory when they were asked
+// for lately. The caller must not change the bytes.
 func (s *Store) GetManifest(ctx context.Context, repo string, ref registry.Reference) (registry.Manifest, error) {
-	d, row, err := s.findManifest(ctx, repo, ref)
+	f, err := s.findManifest(ctx, repo, ref)
 	if err != nil {
 		return registry.Manifest{}, err
 	}
-	body, err := s.manifestBytes(ctx, d, row.size)
+	body, err := s.manifestBytes(ctx, f.digest, f.size)
 	if err != nil {
 		return registry.Manifest{}, err
 	}
-	return registry.Manifest{Bytes: body, Descriptor: registry.Descriptor{MediaType: row.mediaType, Digest: d, Size: row.size}}, nil
+	return registry.Manifest{Bytes: body, Descriptor: f.descriptor()}, nil
 }
 
 // ResolveManifest implements registry.Reader.
 func (s *Store) ResolveManifest(ctx context.Context, repo string, ref registry.Reference) (registry.Descriptor, error) {
-	d, row, err := s.findManifest(ctx, repo, ref)
+	f, err := s.findManifest(ctx, repo, ref)
 	if err != nil {
 		return registry.Descriptor{}, err
 	}
-	if s.cache.get(d) == nil && !s.stat(d, row.size) {
-		return registry.Descriptor{}, registry.ErrManifestUnknown.WithDetail(map[string]string{"digest": d.String()})
+	if s.cache.get(f.digest) == nil && !s.stat(f.digest, f.size) {
+		return registry.Descriptor{}, registry.ErrManifestUnknown.WithDetail(map[string]string{"digest": f.digest.String()})
 	}
-	return registry.Descriptor{MediaType: row.mediaType, Digest: d, Size: row.size}, nil
+	return f.descriptor(), nil
 }
 
-func (s *Store) findManifest(ctx context.Context, repo string, ref registry.Reference) (d registry.Digest, row manifestRow, err error) {
+func (f found) descriptor() registry.Descriptor {
+	return registry.Descriptor{MediaType: f.mediaType, Digest: f.digest, Size: f.size}
+}
+
+// findManifest reads the index, unless it was asked the same since the last commit.
+func (s *Store) findManifest(ctx context.Context, repo string, ref registry.Reference) (f found, err error) {
 	if err := ctx.Err(); err != nil {
-		return "", row, err
+		return f, err
+	}
+	at, quiet := s.moment()
+	if quiet {
+		if f, ok := s.resolved.get(at, asked{repo, ref}); ok {
+			return f, nil
+		}
 	}
 	err = s.view(func(t *tx) error {
 		r, err := t.repo(repo)
 		if err != nil {
 			return err
 		}
-		d, row, err = r.resolve(ref)
+		d, row, err := r.resolve(ref)
+		f = found{d, row.mediaType, row.size}
 		return err
 	})
-	return d, row, err
+	if err == nil && quiet {
+		f.digest = registry.Digest(strings.Clone(string(f.digest))) // not a part of a request's path, nor is what follows
+		ref = registry.Reference{Tag: strings.Clone(ref.Tag), Digest: registry.Digest(strings.Clone(string(ref.Digest)))}
+		s.resolved.put(at, asked{strings.Clone(repo), ref}, f)
+	}
+	return f, err
 }
 
 // manifestBytes reads a manifest and hashes what it read: a manifest is small, so no wrong byte of it is ever served.

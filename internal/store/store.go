@@ -52,14 +52,18 @@ type Options struct {
 
 // Store is a data directory in use by this process. All methods may be called concurrently.
 type Store struct {
-	dir    string
-	fs     FS
-	clock  clock.Clock
-	log    *slog.Logger
-	opts   Options
-	index  atomic.Pointer[index]  // in use; another takes its place when it breaks
-	id     atomic.Pointer[string] // see InstanceID
-	cache  *cache
+	dir   string
+	fs    FS
+	clock clock.Clock
+	log   *slog.Logger
+	opts  Options
+	index atomic.Pointer[index]  // in use; another takes its place when it breaks
+	id    atomic.Pointer[string] // see InstanceID
+	cache *cache
+	// version counts the beginnings and ends of commits: it is odd while one may be changing the index. See resolved.
+	version  atomic.Uint64
+	resolved resolved
+
 	uptime func() time.Duration // since Open, by the monotonic clock
 
 	queue      queue

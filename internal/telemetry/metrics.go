@@ -35,6 +35,8 @@ type MetricsOptions struct {
 // names of repositories nor of tokens.
 type Metrics struct {
 	requests, logins counted
+	mu               sync.RWMutex
+	answers          map[answer]*metrics.Counter // of requests: a line is written once; under mu
 	seconds          durations
 	status           func() registry.Status
 	audit            *AuditLog
@@ -67,7 +69,7 @@ func NewMetrics(o MetricsOptions) *Metrics {
 	}
 	return &Metrics{
 		requests: counted{requests, metrics.NewSet()}, logins: counted{logins, metrics.NewSet()},
-		status: o.Status, audit: o.Audit, log: o.Logger,
+		answers: map[answer]*metrics.Counter{}, status: o.Status, audit: o.Audit, log: o.Logger,
 	}
 }
 
@@ -94,6 +96,12 @@ func (m *Metrics) write(w *bytes.Buffer) {
 	metrics.WriteFDMetrics(w)
 }
 
+// answer is what an answer is counted under.
+type answer struct {
+	api, method string
+	code        int
+}
+
 // Request counts an answer. api is the part of the API, one of a few words of ours.
 func (m *Metrics) Request(api, method string, code int, took time.Duration) {
 	switch method {
@@ -101,8 +109,22 @@ func (m *Metrics) Request(api, method string, code int, took time.Duration) {
 	default:
 		method = "other" // a client may send any word
 	}
-	m.requests.set.GetOrCreateCounter(m.requests.line(api, strconv.Itoa(code), method)).Inc()
+	m.answered(answer{api, method, code}).Inc()
 	m.seconds.observe(api, took.Seconds())
+}
+
+func (m *Metrics) answered(a answer) *metrics.Counter {
+	m.mu.RLock()
+	c := m.answers[a]
+	m.mu.RUnlock()
+	if c != nil {
+		return c
+	}
+	c = m.requests.set.GetOrCreateCounter(m.requests.line(a.api, strconv.Itoa(a.code), a.method))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.answers[a] = c
+	return c
 }
 
 // Login counts a request with credentials; result is one of registry's results.

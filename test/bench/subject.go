@@ -56,7 +56,23 @@ func (b *bench) start(ctx context.Context, s subject, cert certificate) (*instan
 	if err != nil {
 		return nil, err
 	}
-	return i, i.start(ctx)
+	if err := i.start(ctx); err != nil {
+		return nil, err
+	}
+	return i, i.admitted(ctx)
+}
+
+// admitted waits until who pushes is somebody: on an empty volume the tokens come with the configuration, which is read
+// after the first answer.
+func (i *instance) admitted(ctx context.Context) error {
+	p := i.pusher()
+	defer p.client.CloseIdleConnections()
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		_, err := p.do(ctx, http.MethodGet, "/v2/", "", nil, http.StatusOK)
+		if err == nil || ctx.Err() != nil || time.Since(began) > startLimit {
+			return err
+		}
+	}
 }
 
 // instance prepares one on an address of its own; it does not run yet. It ends with the run at the latest.
