@@ -286,7 +286,10 @@ func TestOutboxBase(t *testing.T) {
 	e := last()
 	e.State = registry.OutboxDelivered
 	want(s.OutboxNote(ctx, e), registry.OutboxPush, a.Digest)
-	want(registrytest.Push(ctx, s, testRepo, "v1", b), registry.OutboxPush, c.Digest)
+	want(registrytest.Push(ctx, s, testRepo, "v1", b), registry.OutboxPush, a.Digest)
+	if e := last(); e.Put != c.Digest {
+		t.Errorf("a push that is delivered is not taken for what may stand at the parent: %+v", e)
+	}
 	want(registrytest.Push(ctx, s, testRepo, "new", b), registry.OutboxPush, "")
 }
 

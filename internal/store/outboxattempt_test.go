@@ -72,6 +72,15 @@ func TestOutboxDeleteOfMoved(t *testing.T) {
 			_, err = s.OutboxAttempt(t.Context(), list[0], false)
 			return err
 		},
+		"delivered and lost with the parent's power": func(t *testing.T, s *Store) error {
+			err := errors.Join(synced(t.Context(), s, testRepo, "v1", a), registrytest.Push(t.Context(), s, testRepo, "v1", b))
+			list, lerr := s.OutboxEntries(t.Context(), 0, 1)
+			if err = errors.Join(err, lerr); err != nil {
+				return err
+			}
+			list[0].State = registry.OutboxDelivered
+			return s.OutboxNote(t.Context(), list[0])
+		},
 		"synchronised": func(t *testing.T, s *Store) error { return synced(t.Context(), s, testRepo, "v1", a) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -166,16 +166,14 @@ func (r outboxRow) underWay() bool { return r.state < stateExpired }
 // since is from when its age for messageTtl counts, in unix seconds.
 func (r outboxRow) since() int64 { return max(r.at, r.requeued) }
 
-// standing is where a tag of the row stands at the parent: where it did before the row, or where the row put it.
+// standing is where a tag of the row stands at the parent: where it did before the row, or where the row may have put it. A
+// row that is delivered has put it there, unless the parent lost that with its power, which it is not known of yet.
 func (r outboxRow) standing(tag string) above {
-	i := slices.IndexFunc(r.tags, func(t baseTag) bool { return t.tag == tag })
-	switch {
-	case r.state == stateDelivered && r.action == rowPush:
-		return above{base: r.digest}
-	case r.state == stateDelivered:
-		return above{}
-	case i >= 0:
+	if i := slices.IndexFunc(r.tags, func(t baseTag) bool { return t.tag == tag }); i >= 0 {
 		return r.tags[i].above
+	}
+	if r.state == stateDelivered && r.action == rowPush {
+		return above{base: r.base, put: r.digest}
 	}
 	return r.above
 }

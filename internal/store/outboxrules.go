@@ -255,7 +255,9 @@ func (r *repoTx) queuedTags() map[string]bool {
 }
 
 // syncQueued is what the outbox says to a tag that synchronisation wants at d: kept when the queue will change it at the
-// parent, or delete d there. A queued move to d is settled by that: the parent has told that the tag stands there.
+// parent, or delete d there. A move to d that is not tried any more is settled by that: the parent has told that the tag
+// stands there. One that is under way ends as others do: the parent may have been told a moment ago, and may yet lose it
+// with its power.
 func (r *repoTx) syncQueued(tag string, d registry.Digest) (kept bool, err error) {
 	q, err := r.t.outbox(false)
 	if q == nil || err != nil {
@@ -265,7 +267,7 @@ func (r *repoTx) syncQueued(tag string, d registry.Digest) (kept bool, err error
 	switch {
 	case !ok: // a manifest that will be deleted there is not taken under any tag
 		return len(q.ofDigest(r.name, d, rowDelete)) > 0, nil
-	case row.action == rowPush && row.digest == d:
+	case row.action == rowPush && row.digest == d && !row.underWay():
 		return false, q.settle(seq, row, false)
 	}
 	return true, nil

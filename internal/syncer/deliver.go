@@ -110,7 +110,8 @@ func (d *delivery) push(ctx context.Context) error {
 	return d.sure(ctx)
 }
 
-// there is done for a manifest that is at the parent already. An attempt that ended early may not have come so far as to
+// there is for a manifest that is at the parent already: by an attempt of which no answer came, or by somebody else, and in
+// either case maybe since a moment. An attempt that ended early may not have come so far as to
 // have it listed among what refers to its subject.
 func (d *delivery) there(ctx context.Context) error {
 	if m, err := d.manifest(ctx, d.e.Digest); err == nil { // one that cannot be read here is no reason to keep the entry
@@ -120,7 +121,10 @@ func (d *delivery) there(ctx context.Context) error {
 			return err
 		}
 	}
-	return d.done(ctx)
+	if d.e.State == registry.OutboxDelivered {
+		return d.done(ctx)
+	}
+	return d.sure(ctx)
 }
 
 // overwrites reports whether the tag stands at the parent where neither it stood when it moved here, nor we put it.
@@ -131,7 +135,9 @@ func (d *delivery) overwrites(at registry.Digest) bool {
 // attempt notes durably that the tag, which stands at the parent at one digest, is about to be put at another: an answer
 // that is lost with this process then makes no conflict of ours with ours. A conflict is told of with it, once.
 func (d *delivery) attempt(ctx context.Context, at, put registry.Digest, overwrites bool) error {
-	d.e.Base, d.e.Put = at, put
+	if d.e.Put = put; at != "" { // a parent without the tag may have lost with its power that it took it away
+		d.e.Base = at
+	}
 	ok, err := d.c.outbox.OutboxAttempt(ctx, d.e, overwrites)
 	switch {
 	case err != nil:

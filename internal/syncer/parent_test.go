@@ -27,6 +27,8 @@ type parent struct {
 	broken   map[string]error                                   // answers to single questions
 	changes  func() (registry.Changes, error)                   // nil: UNSUPPORTED
 	after    func(what string) error                            // called after a manifest was put, mu held: an error is the answer
+	late     int                                                // so many manifests that are put arrive only when the parent is told so
+	arrive   []func()                                           // has such a manifest arrive
 	corrupt  map[registry.Digest]bool
 	calls    map[string]int
 	sent     map[registry.Digest]int64

@@ -13,7 +13,8 @@ import (
 )
 
 // TestBothDirections moves tags here and at the parent at random, with the parent away now and then, while both directions
-// run. In the end both sides are equal, whoever wins, and they stay so.
+// run. What is put over a connection that was given up arrives late, after later attempts, and after all that was queued is
+// through. In the end both sides are equal, whoever wins, and they stay so.
 func TestBothDirections(t *testing.T) {
 	rounds := 2
 	if many {
@@ -43,7 +44,7 @@ func TestBothDirections(t *testing.T) {
 				}()
 				for range 60 {
 					tag, img := tags[rnd.IntN(len(tags))], images[rnd.IntN(len(images))]
-					what := rnd.IntN(9)
+					what := rnd.IntN(11)
 					did = append(did, fmt.Sprintf("%d %s %.12s", what, tag, img.Digest[7:]))
 					switch what {
 					case 0, 1, 2:
@@ -59,9 +60,13 @@ func TestBothDirections(t *testing.T) {
 						f.retry()
 					case 8:
 						_ = f.Sync(t.Context()) // the parent may be away
+					case 9:
+						p.set(func(p *parent) { p.late++ })
+					case 10:
+						p.arrives()
 					}
 				}
-				p.set(func(p *parent) { p.away = nil })
+				p.set(func(p *parent) { p.away, p.late = nil, 0 })
 				settle := func() {
 					f.retry()
 					f.empty()
@@ -78,6 +83,8 @@ func TestBothDirections(t *testing.T) {
 					}
 					return list
 				}
+				settle()
+				p.arrives()
 				settle()
 				defer func() {
 					if t.Failed() {
@@ -137,6 +144,45 @@ func TestOursIsNoConflict(t *testing.T) {
 				t.Errorf("conflicts %+v", s.Outbox.Conflicts)
 			}
 		})
+	}
+}
+
+// TestLatePut has a move of a tag arrive at the parent after the connection was given up: after the next attempt, which asked
+// where the tag stands, and after a newer push went through. Whichever of them the parent has last, both sides have.
+func TestLatePut(t *testing.T) {
+	for _, conflict := range []registry.Conflict{registry.NewestWins, registry.ParentWins} {
+		for name, newer := range map[string]bool{"the same push": false, "a newer push": true} {
+			t.Run(string(conflict)+" "+name, func(t *testing.T) {
+				p := newParent()
+				base, first, second := registrytest.NewImage(1, 10), registrytest.NewImage(2, 20), registrytest.NewImage(3, 30)
+				push(t, p, "app", "v", base)
+				set := climbing(t, p, "app")
+				set.Conflict = conflict
+				f := newFloor(t, set, syncer.Options{ConfirmAfter: -1, Rand: func() float64 { return 0 }}, true)
+				f.until("it is synced", func() bool { return stands(t, f.store, "v") == base.Digest })
+				p.set(func(p *parent) { p.late = 1 })
+				f.push("v", first)
+				f.until("an attempt is given up", func() bool { l := f.entries(); return len(l) == 1 && l[0].Attempts == 1 })
+				f.stop() // the next process knows of it from the queue alone
+				if newer {
+					f.push("v", second)
+				}
+				f.start(set, syncer.Options{ConfirmAfter: -1})
+				f.empty()
+				p.arrives()
+				if err := f.Sync(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				f.empty()
+				if got := stands(t, p.Registry, "v"); got != first.Digest || stands(t, f.store, "v") != got {
+					t.Errorf("%s here and %s at the parent", stands(t, f.store, "v"), got)
+				}
+				var s registry.Status
+				if f.Describe(&s); len(s.Outbox.Conflicts) != 0 {
+					t.Errorf("conflicts %+v", s.Outbox.Conflicts)
+				}
+			})
+		}
 	}
 }
 

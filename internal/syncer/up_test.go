@@ -49,6 +49,14 @@ func (p *parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 	if err := p.ask("put " + repo + " " + ref.String()); err != nil {
 		return registry.Descriptor{}, err
 	}
+	p.mu.Lock()
+	if reg := p.Registry; p.late > 0 {
+		p.late--
+		p.arrive = append(p.arrive, func() { _, _ = reg.PutManifest(context.Background(), repo, ref, m) }) // what it needs may be gone
+		p.mu.Unlock()
+		return registry.Descriptor{}, away
+	}
+	p.mu.Unlock()
 	d, err := p.Registry.PutManifest(ctx, repo, ref, m)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -56,6 +64,15 @@ func (p *parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 		err = p.after("put " + repo + " " + ref.String())
 	}
 	return d, err
+}
+
+// arrives has every manifest arrive that is late.
+func (p *parent) arrives() {
+	var list []func()
+	p.set(func(p *parent) { list, p.arrive, p.late = p.arrive, nil, 0 })
+	for _, f := range list {
+		f()
+	}
 }
 
 func (p *parent) DeleteManifest(ctx context.Context, repo string, d registry.Digest) error {
@@ -412,6 +429,66 @@ func TestParentLosesPower(t *testing.T) {
 			t.Errorf("%s at the parent; the outbox: %+v", stands(t, p.Registry, "v"), f.entries())
 		}
 	})
+}
+
+// TestParentForgets has a parent answer for a move of a tag and lose it with its power, and a client change the tag again
+// before the parent is asked once more. Nothing that the client took away comes back, nobody else is said to have moved the
+// tag, and both sides end with what the client wanted.
+func TestParentForgets(t *testing.T) {
+	base, first, second := registrytest.NewImage(1, 10), registrytest.NewImage(2, 10), registrytest.NewImage(3, 10)
+	for name, tt := range map[string]struct {
+		change func(f *floor) error
+		want   registry.Digest
+	}{
+		"nothing":       {func(*floor) error { return nil }, first.Digest},
+		"another push":  {func(f *floor) error { f.push("v", second); return nil }, second.Digest},
+		"the same push": {func(f *floor) error { f.push("v", first); return nil }, first.Digest},
+		"untag":         {func(f *floor) error { return f.store.DeleteTag(t.Context(), "app", "v") }, ""},
+		"delete":        {func(f *floor) error { return f.store.DeleteManifest(t.Context(), "app", first.Digest) }, ""},
+		"untag and push": {func(f *floor) error {
+			err := f.store.DeleteTag(t.Context(), "app", "v")
+			time.Sleep(10 * time.Second) // the parent takes the tag away, and forgets that too
+			f.push("v", second)
+			return err
+		}, second.Digest},
+	} {
+		for _, conflict := range []registry.Conflict{registry.NewestWins, registry.ParentWins} {
+			t.Run(name+" "+string(conflict), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					p := newParent()
+					push(t, p, "app", "v", base)
+					set := climbing(t, p, "app")
+					set.Conflict = conflict
+					f := newFloor(t, set, syncer.Options{}, true)
+					synctest.Wait()
+					f.push("v", first)
+					synctest.Wait()
+					if stands(t, p.Registry, "v") != first.Digest || len(f.entries()) != 1 || f.entries()[0].State != registry.OutboxDelivered {
+						t.Fatalf("the outbox after the first answer: %+v", f.entries())
+					}
+					forget := func() {
+						p.set(func(p *parent) { p.Registry = registrytest.NewMemory() })
+						push(t, p, "app", "v", base)
+					}
+					forget()
+					if err := tt.change(f); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(10 * time.Second)
+					forget()
+					time.Sleep(10 * time.Minute)
+					synctest.Wait()
+					if here, there := stands(t, f.store, "v"), stands(t, p.Registry, "v"); here != tt.want || there != tt.want || len(f.entries()) != 0 {
+						t.Errorf("the tag is %q here and %q there, want %q; the outbox: %+v", here, there, tt.want, f.entries())
+					}
+					var s registry.Status
+					if f.Describe(&s); len(s.Outbox.Conflicts) != 0 {
+						t.Errorf("conflicts %+v", s.Outbox.Conflicts)
+					}
+				})
+			})
+		}
+	}
 }
 
 // TestThirtyDaysAway queues many small pushes, has the parent away for a month, and counts what it costs when it is back.
