@@ -99,8 +99,14 @@ func printStatus(w io.Writer, s registry.Status, output string) error {
 		s.Storage.Tags, s.Storage.Manifests, s.Storage.Blobs, size(s.Storage.UsedBytes), size(s.Storage.FreeBytes))
 	if o := s.Outbox; o != nil && o.Pending+o.Expired+o.Refused > 0 {
 		row("OUTBOX", "%d wait, %d expired, %d refused: %s, the oldest since %s", o.Pending, o.Expired, o.Refused, size(o.Bytes), instant(o.Oldest))
-		if o.Error != "" {
-			row("", "%s", o.Error)
+		if o.Delivered > 0 {
+			row("", "%d of them are at the parent, which is asked once more", o.Delivered)
+		}
+		switch {
+		case o.Held:
+			row("", "all wait: %s; next try %s", strings.TrimSuffix(o.Error, "."), instant(o.NextTry))
+		case o.Error != "":
+			row("", "last failure: %s", o.Error)
 		}
 	}
 	row("CONFIGURATION", "%s, applied %s", s.Configuration.Source, instant(s.Configuration.Applied))

@@ -43,6 +43,10 @@ func outboxListCommand() *cobra.Command {
 		if *asJSON {
 			*output = "json"
 		}
+		if len(page.Entries) == 0 && *after > 0 && *output == "table" {
+			fmt.Fprintf(cmd.OutOrStdout(), "There is no entry after %d.\n", *after)
+			return nil
+		}
 		return printOutbox(cmd.OutOrStdout(), page, *output)
 	}
 	return cmd
@@ -59,6 +63,13 @@ func printOutbox(w io.Writer, page module.OutboxPage, output string) error {
 	default:
 		return fmt.Errorf("--output %s: want table or json", output)
 	}
+	if len(page.Entries) == 0 {
+		fmt.Fprintln(w, "Nothing waits here: the parent has all of it.")
+		return nil
+	}
+	if page.Held != "" {
+		fmt.Fprintf(w, "All that waits does so because of: %s\nIt is kept and goes on by itself; next try %s (UTC).\n\n", page.Held, instant(page.NextTry))
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "ENTRY\tWHEN (UTC)\tWHAT\tBY\tSTATE\tTRIED\tNEXT (UTC)\tREASON")
 	for _, e := range page.Entries {
@@ -66,7 +77,7 @@ func printOutbox(w io.Writer, page module.OutboxPage, output string) error {
 		if !e.NextAttempt.IsZero() {
 			next = instant(e.NextAttempt)
 		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", e.Seq, instant(e.Time), what(e), orDash(e.Principal), e.State, e.Attempts, next, orDash(e.Error))
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", e.Seq, instant(e.Time), what(e), orDash(e.Principal), e.State, e.Attempts, next, reason(e))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -75,6 +86,14 @@ func printOutbox(w io.Writer, page module.OutboxPage, output string) error {
 		fmt.Fprintf(w, "There are more: --after %d\n", page.After)
 	}
 	return nil
+}
+
+// reason says why an entry is still here.
+func reason(e registry.OutboxEntry) string {
+	if e.State == registry.OutboxDelivered {
+		return "the parent has it, and is asked once more"
+	}
+	return orDash(e.Error)
 }
 
 // what says what an entry does at the parent.

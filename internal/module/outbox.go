@@ -2,6 +2,7 @@ package module
 
 import (
 	"context"
+	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -9,7 +10,10 @@ import (
 // OutboxPage is a page of what waits for the parent.
 type OutboxPage struct {
 	Entries []registry.OutboxEntry `json:"entries"`
-	After   uint64                 `json:"after,omitempty"` // ask again with this for the next page
+	// Held is why all that waits does so, and NextTry when that is looked at again; empty when each entry is tried by itself.
+	Held    string    `json:"held,omitempty"`
+	NextTry time.Time `json:"nextTry,omitzero"`
+	After   uint64    `json:"after,omitempty"` // ask again with this for the next page
 }
 
 // methodOutboxList returns a page of the outbox: {"after": 0, "limit": 100}.
@@ -31,6 +35,10 @@ func (m *Module) methodOutboxList(ctx context.Context, payload []byte) (any, err
 	page := OutboxPage{Entries: list}
 	if list == nil {
 		page.Entries = []registry.OutboxEntry{}
+	}
+	var s registry.Status
+	if m.syncer.Describe(&s); s.Outbox != nil && s.Outbox.Held {
+		page.Held, page.NextTry = s.Outbox.Error, s.Outbox.NextTry
 	}
 	if len(list) == req.Limit {
 		page.After = list[len(list)-1].Seq

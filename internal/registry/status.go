@@ -142,12 +142,15 @@ type LoginServerCertificate struct {
 
 // OutboxStatus is what was pushed here and is not at the parent yet.
 type OutboxStatus struct {
-	Pending int       `json:"pending"`           // entries that wait
-	Expired int       `json:"expired,omitempty"` // entries older than messageTtl, kept
-	Refused int       `json:"refused,omitempty"` // entries that the parent refused for good, kept
-	Bytes   int64     `json:"bytes"`             // that the parent lacks, as far as known
-	Oldest  time.Time `json:"oldest,omitzero"`   // when the first of them was pushed
-	Error   string    `json:"error,omitempty"`   // of the last attempt
+	Pending   int       `json:"pending"`             // entries that wait
+	Delivered int       `json:"delivered,omitempty"` // of these: the parent has answered for them, and is asked once more
+	Expired   int       `json:"expired,omitempty"`   // entries older than messageTtl, kept
+	Refused   int       `json:"refused,omitempty"`   // entries that the parent refused for good, kept
+	Bytes     int64     `json:"bytes"`               // that the parent lacks, as far as known
+	Oldest    time.Time `json:"oldest,omitzero"`     // when the first of them was pushed
+	Error     string    `json:"error,omitempty"`     // of the last attempt
+	Held      bool      `json:"held,omitempty"`      // Error keeps all that waits, and not the one entry that was tried
+	NextTry   time.Time `json:"nextTry,omitzero"`    // of what is held
 
 	Conflicts []OutboxConflict `json:"conflicts,omitempty"` // the last that were decided
 }

@@ -326,7 +326,7 @@ func (s *Store) OutboxStatus(ctx context.Context) (registry.OutboxStatus, error)
 	c, failure := s.outboxed.counts, s.outboxed.failure
 	s.outboxed.mu.Unlock()
 	out := registry.OutboxStatus{
-		Pending: int(c.states[0] + c.states[1]), Expired: int(c.states[2]), Refused: int(c.states[3]), Bytes: max(c.bytes, 0), Error: failure,
+		Pending: int(c.states[0] + c.states[1]), Delivered: int(c.states[1]), Expired: int(c.states[2]), Refused: int(c.states[3]), Bytes: max(c.bytes, 0), Error: failure,
 	}
 	err := s.view(func(t *tx) error {
 		q, err := t.outbox(false)

@@ -35,6 +35,9 @@ func (s *Syncer) finish(set Settings, was registry.Traffic, out outcome) error {
 	now := s.o.Clock.Now()
 	s.mu.Lock()
 	st := &s.state.sync
+	if out.err != nil && st.SyncState != registry.SyncSyncing {
+		st.LastSyncStartTime = now // it ended before it began: nobody could be asked
+	}
 	st.LastSyncEndTime, st.TagsMoved, st.TagsRemoved, st.TagsFailed, st.Error = now, out.moved, out.removed, out.failed, ""
 	if set.Parent != nil && was != (registry.Traffic{}) {
 		after := set.Parent.Traffic()

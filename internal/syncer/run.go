@@ -247,6 +247,9 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 		defer cancel()
 	}
 	kind, err := s.probe(ctx, set)
+	if err != nil && ctx.Err() == context.Canceled {
+		return errInterrupted
+	}
 	if err != nil {
 		return s.finish(set, registry.Traffic{}, outcome{err: window(ctx, err), whole: true})
 	}

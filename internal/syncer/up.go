@@ -45,7 +45,8 @@ type climber struct {
 	kick     chan struct{} // closed when somebody wants a pass now
 	failures int           // passes in a row that the parent ended
 	retryAt  time.Time
-	err      error // why the last pass ended early; nil when it did not
+	err      error                // why the last pass ended early; nil when it did not
+	since    map[string]time.Time // when each kind of trouble was seen first, by its code
 	until    time.Time
 	lastOpen time.Time                  // when the window was opened last
 	expired  time.Time                  // when it was looked for what is too old; of Climb alone
@@ -66,7 +67,7 @@ type flight struct {
 
 func newClimber(s *Syncer) *climber {
 	c := &climber{
-		s: s, outbox: s.o.Outbox, flights: map[uint64]*flight{}, lacking: map[uint64]int{}, kick: make(chan struct{}),
+		s: s, outbox: s.o.Outbox, flights: map[uint64]*flight{}, lacking: map[uint64]int{}, since: map[string]time.Time{}, kick: make(chan struct{}),
 		had: map[registry.Digest]string{}, blobs: locks{held: map[registry.Digest]chan struct{}{}},
 	}
 	c.index = &queueIndex{c: c, tags: map[key]int{}, deleted: map[key]int{}, passed: map[key]bool{}, left: map[key]uint64{}}

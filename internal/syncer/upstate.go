@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -242,7 +243,7 @@ func (c *climber) describe(out *registry.Status) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil && status.Pending > 0 {
-		status.Error = message(c.err)
+		status.Error, status.Held, status.NextTry = message(c.err), true, c.retryAt
 	}
 	status.Conflicts = slices.Clone(c.told)
 	out.Outbox = &status
@@ -254,15 +255,25 @@ func (c *climber) describe(out *registry.Status) {
 		}
 	}
 	now := c.s.o.Clock.Now()
-	detail := func(code, format string, args ...any) {
-		out.StatusDetails = append(out.StatusDetails, registry.StatusDetail{Type: "Outbox", Code: code, Description: fmt.Sprintf(format, args...), Timestamp: now})
+	detail := func(is bool, code, format string, args ...any) {
+		if !is {
+			delete(c.since, code)
+			return
+		}
+		if c.since[code].IsZero() {
+			c.since[code] = now
+		}
+		out.StatusDetails = append(out.StatusDetails, registry.StatusDetail{
+			Type: "Outbox", Code: code, Description: fmt.Sprintf(format, args...), Timestamp: c.since[code],
+		})
 	}
-	if status.Expired > 0 {
-		detail("OutboxExpired", "%d changes were not delivered to the parent within messageTtl. They are kept: see \"outbox list\", send them again with \"outbox retry --expired\".", status.Expired)
-	}
-	if status.Refused > 0 {
-		detail("OutboxRefused", "%d changes were refused by the parent. They are kept: \"outbox list\" says why; then \"outbox retry --refused\", or \"outbox drop\".", status.Refused)
-	}
+	isHeld := status.Held && !errors.Is(c.err, registry.ErrUnavailable) && !errors.Is(c.err, registry.ErrBudget)
+	detail(isHeld, "OutboxHeld", "%d changes wait, all for one reason: %s. They are kept, and go on by themselves once that is over.",
+		status.Pending, strings.TrimSuffix(status.Error, "."))
+	detail(status.Expired > 0, "OutboxExpired",
+		"%d changes were not delivered to the parent within messageTtl. They are kept: see \"outbox list\", send them again with \"outbox retry --expired\".", status.Expired)
+	detail(status.Refused > 0, "OutboxRefused",
+		"%d changes were refused by the parent. They are kept: \"outbox list\" says why; then \"outbox retry --refused\", or \"outbox drop\".", status.Refused)
 }
 
 // errNoOutbox is the answer of a store without one.

@@ -188,6 +188,9 @@ func (f family) with(suffix string, labels ...string) family {
 	return f
 }
 
+// maxReason bounds the text of a label, in bytes.
+const maxReason = 200
+
 // escape is for the value of a label.
 var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
@@ -249,6 +252,7 @@ var (
 	theAsked     = counter("parent_requests_total", "Requests to the parent.")
 	theOutbox    = gauge("outbox_entries", "Pushes that are not at the parent yet, by state.", "state")
 	theOutboxLen = gauge("outbox_bytes", "Content of pushes that are not at the parent yet, each blob once; the parent may have some of it.")
+	theOutboxWhy = gauge("outbox_last_failure", "1 with why the last change could not be delivered; nothing after one that could.", "held", "reason")
 	theOutboxAge = gauge("outbox_oldest_timestamp_seconds", "When the first push was acknowledged that is not at the parent yet.")
 	theAuditLost = counter("audit_lost_records_total", "Records of the audit log that a full disk lost and that the log does not tell of yet.")
 	theAuditOK   = gauge("audit_writable", "1 when the audit log can be written.")
@@ -300,6 +304,9 @@ func (m *Metrics) writeState(w io.Writer) {
 	if o := st.Outbox; o != nil {
 		values(w, theOutbox, map[string]float64{"pending": float64(o.Pending), "expired": float64(o.Expired), "refused": float64(o.Refused)})
 		theOutboxLen.value(w, float64(o.Bytes))
+		if o.Error != "" {
+			theOutboxWhy.value(w, 1, strconv.FormatBool(o.Held), strings.ToValidUTF8(o.Error[:min(len(o.Error), maxReason)], ""))
+		}
 		if !o.Oldest.IsZero() {
 			theOutboxAge.value(w, float64(o.Oldest.Unix()))
 		}

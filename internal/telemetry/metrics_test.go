@@ -19,7 +19,7 @@ func TestScrape(t *testing.T) {
 				Name: "line5", Version: "1.2.3", Mode: registry.ReadWrite, ConnectionState: registry.Syncing,
 				Sync:          registry.SyncStatus{LastSuccessfulSyncEndTime: time.Unix(1_800_000_000, 0)},
 				Storage:       registry.StorageStatus{Blobs: 7},
-				Outbox:        &registry.OutboxStatus{Pending: 3, Bytes: 5, Oldest: time.Unix(1_700_000_000, 0)},
+				Outbox:        &registry.OutboxStatus{Pending: 3, Bytes: 5, Oldest: time.Unix(1_700_000_000, 0), Error: "no \"right\"", Held: true},
 				StatusDetails: []registry.StatusDetail{{Type: "a \"b\\\n"}, {Type: "a \"b\\\n"}},
 				Repositories:  []registry.RepositoryState{{Repository: "a"}, {Repository: "b", Behind: []registry.TagState{{Tag: "1"}}}},
 			}
@@ -40,6 +40,7 @@ func TestScrape(t *testing.T) {
 		`connected_registry_storage_objects{kind="blobs"} 7`,
 		`connected_registry_outbox_entries{state="pending"} 3`,
 		`connected_registry_outbox_bytes 5`,
+		`connected_registry_outbox_last_failure{held="true",reason="no \"right\""} 1`,
 		`connected_registry_http_requests_total{api="v2",code="200",method="GET"} 1`,
 		`connected_registry_http_requests_total{api="v2",code="405",method="other"} 1`,
 		`connected_registry_logins_total{result="denied"} 1`,
