@@ -148,6 +148,9 @@ func (w *world) decided(cloud map[string]map[string]registry.Digest) {
 	clear(w.writes)
 	clear(w.mixed)
 	clear(w.agreed)
+	for _, at := range w.pushedAt { // nothing is on its way any more that could bring an old value back
+		clear(at)
+	}
 	for repo, list := range cloud {
 		for tag, d := range list {
 			w.agreed[repo+":"+tag] = d

@@ -33,7 +33,7 @@ func newNetwork() *network {
 	return &network{hosts: map[string]*listener{}, links: map[string]*link{}, conns: map[*pair]struct{}{}}
 }
 
-// kill takes a host off the network: what was on its way to and from it is lost.
+// kill takes a host off the network with its control socket: what was on its way to and from it is lost.
 func (n *network) kill(host string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -43,7 +43,7 @@ func (n *network) kill(host string) {
 		}
 	}
 	for p := range n.conns {
-		if p.from == host || p.to == host {
+		if p.from == host || p.to == host || strings.HasPrefix(p.to, host+"-") {
 			p.fail(syscall.ECONNRESET)
 		}
 	}

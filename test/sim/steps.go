@@ -198,7 +198,7 @@ func (w *world) slowPush(s step) string {
 				return w.pushed(s, a, v, err)
 			}
 		}
-		if s.n%4 == 0 {
+		if s.n%8 == 0 {
 			time.Sleep(wait)
 		} else {
 			l.jump(wait)
@@ -221,6 +221,7 @@ func (w *world) slowPush(s step) string {
 // untag takes a tag of a layer away.
 func (w *world) untag(s step) string {
 	repo, tag := repositories[s.repo], tags[s.tag]
+	w.place(s.layer+1, repo+":"+tag, "") // it climbs, and may come to a layer above after a push there
 	v, err := w.floor[s.layer].drop(repo, tag)
 	switch v {
 	case done:

@@ -172,12 +172,20 @@ func (w *world) record(at int, repo, tag string, a artifact) {
 		w.blobs[digestOf(b)] = len(b)
 	}
 	key := repo + ":" + tag
-	for _, m := range []map[string]map[registry.Digest]bool{w.history, w.pushedAt[at]} {
-		if m[key] == nil {
-			m[key] = map[registry.Digest]bool{}
-		}
-		m[key][a.root()] = true
+	if w.history[key] == nil {
+		w.history[key] = map[registry.Digest]bool{}
 	}
+	w.history[key][a.root()] = true
+	w.place(at, key, a.root())
+}
+
+// place notes what a tag may become at the layers above because of what a client did at a place: the last that arrives
+// wins, and nobody knows which. An empty digest is no tag.
+func (w *world) place(at int, name string, d registry.Digest) {
+	if w.pushedAt[at][name] == nil {
+		w.pushedAt[at][name] = map[registry.Digest]bool{}
+	}
+	w.pushedAt[at][name][d] = true
 }
 
 // run does all steps and leaves the world healed and ended.
@@ -258,4 +266,7 @@ func (w *world) shut() {
 		w.end(w.cloud)
 	}
 	w.close()
+	// An http.Transport goes on to dial when its request has given up, until the dialer's own time-out: into a black hole
+	// as well, and a bubble ends only when nobody is left in it.
+	time.Sleep(readiness)
 }
