@@ -293,6 +293,35 @@ func TestOutboxBase(t *testing.T) {
 	want(registrytest.Push(ctx, s, testRepo, "new", b), registry.OutboxPush, "")
 }
 
+// TestOutboxOfSynced: what synchronisation sees at the parent settles an entry that is tried no more. One that is tried is
+// for whoever tries it: a parent that answers before its disk has it is asked again.
+func TestOutboxOfSynced(t *testing.T) {
+	for state, left := range map[registry.OutboxState]int{
+		registry.OutboxWaiting: 1, registry.OutboxDelivered: 1, registry.OutboxRefused: 0, registry.OutboxExpired: 0,
+	} {
+		s, ctx := climbing(t, t.TempDir(), Options{}), t.Context()
+		a := registrytest.NewImage(1, 100)
+		if err := registrytest.Push(ctx, s, testRepo, "v1", a); err != nil {
+			t.Fatal(err)
+		}
+		list, err := s.OutboxEntries(ctx, 0, 100)
+		if err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
+		list[0].State = state
+		if err := s.OutboxNote(ctx, list[0]); err != nil {
+			t.Fatal(err)
+		}
+		if err := synced(ctx, s, testRepo, "v1", a); err != nil {
+			t.Fatal(err)
+		}
+		tags, err := s.TagStates(ctx, testRepo)
+		if list, _ := s.OutboxEntries(ctx, 0, 100); err != nil || len(list) != left || len(tags) != 1 || tags[0].Pushed != (left > 0) {
+			t.Errorf("%s: the outbox is %+v, the tags are %+v, %v", state, list, tags, err)
+		}
+	}
+}
+
 // TestOutboxKeepsContent: synchronisation, eviction and collection leave alone what is queued in any state, with its
 // blobs and children. What the parent did not take goes after the grace, not before.
 func TestOutboxKeepsContent(t *testing.T) {

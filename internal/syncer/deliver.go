@@ -91,8 +91,8 @@ func (d *delivery) push(ctx context.Context) error {
 		}
 		there = have == e.Digest
 	}
-	if there && e.State == registry.OutboxDelivered {
-		return d.there(ctx) // somebody moved the tag after us
+	if there && e.State == registry.OutboxDelivered && at != e.Base {
+		return d.there(ctx) // somebody moved the tag after us; where it stood before, a loss of power has put it back
 	}
 	overwrites := d.overwrites(at)
 	lost := overwrites && d.set.Conflict == registry.ParentWins
@@ -111,8 +111,8 @@ func (d *delivery) push(ctx context.Context) error {
 }
 
 // there is for a manifest that is at the parent already: by an attempt of which no answer came, or by somebody else, and in
-// either case maybe since a moment. An attempt that ended early may not have come so far as to
-// have it listed among what refers to its subject.
+// either case maybe since a moment. An attempt that ended early may not have come so far as to have it listed among what
+// refers to its subject.
 func (d *delivery) there(ctx context.Context) error {
 	if m, err := d.manifest(ctx, d.e.Digest); err == nil { // one that cannot be read here is no reason to keep the entry
 		err = d.p.Refer(ctx, d.e.Repository, m)
@@ -121,10 +121,7 @@ func (d *delivery) there(ctx context.Context) error {
 			return err
 		}
 	}
-	if d.e.State == registry.OutboxDelivered {
-		return d.done(ctx)
-	}
-	return d.sure(ctx)
+	return d.seen(ctx)
 }
 
 // overwrites reports whether the tag stands at the parent where neither it stood when it moved here, nor we put it.
@@ -289,8 +286,11 @@ func (d *delivery) untag(ctx context.Context) error {
 		return err
 	}
 	overwrites := d.overwrites(at)
-	if at == "" || (overwrites && d.e.State == registry.OutboxDelivered) {
-		return d.done(ctx) // it is gone, or somebody put it there after us
+	if at == "" {
+		return d.seen(ctx)
+	}
+	if overwrites && d.e.State == registry.OutboxDelivered {
+		return d.done(ctx) // somebody put it there after us
 	}
 	if overwrites && d.set.Conflict == registry.ParentWins {
 		return d.lost(ctx, "", at)
@@ -313,7 +313,7 @@ func (d *delivery) remove(ctx context.Context) error {
 	err := d.p.DeleteManifest(ctx, d.e.Repository, d.e.Digest)
 	d.c.s.contact(err)
 	if errors.Is(err, registry.ErrManifestUnknown) || errors.Is(err, registry.ErrNameUnknown) {
-		return d.done(ctx) // what is not there is deleted
+		return d.seen(ctx) // what is not there is deleted
 	}
 	if err != nil {
 		return err
@@ -356,6 +356,15 @@ func (d *delivery) sure(ctx context.Context) error {
 		return local(err)
 	}
 	return nil
+}
+
+// seen ends an attempt that finds the parent as it is to be. That was looked for, or an attempt of which no answer came
+// may have made it so a moment ago.
+func (d *delivery) seen(ctx context.Context) error {
+	if d.e.State == registry.OutboxDelivered {
+		return d.done(ctx)
+	}
+	return d.sure(ctx)
 }
 
 // failed keeps why an attempt failed, and when the next is.

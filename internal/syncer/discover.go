@@ -115,8 +115,9 @@ func (s *Syncer) loadCursor(ctx context.Context, set Settings) (string, error) {
 	return c.Cursor, nil
 }
 
-// saveCursor makes the cursor durable, with what failed: asking from here on does not bring it again.
-func (s *Syncer) saveCursor(ctx context.Context, set Settings, cursor string) error {
+// saveCursor makes the cursor durable, with what failed: asking from here on does not bring it again. It is not kept
+// when the cursor was dropped since the parent was asked: drops is of that time.
+func (s *Syncer) saveCursor(ctx context.Context, set Settings, cursor string, drops uint64) error {
 	failed := s.failures()
 	if len(failed) > maxFailed {
 		return nil
@@ -124,6 +125,11 @@ func (s *Syncer) saveCursor(ctx context.Context, set Settings, cursor string) er
 	body, err := json.Marshal(cursorState{Key: cursorKey(set), Cursor: cursor, Failed: failed})
 	if err != nil {
 		return err
+	}
+	s.up.cursor.Lock()
+	defer s.up.cursor.Unlock()
+	if s.up.drops != drops {
+		return nil
 	}
 	return s.store.PutDocument(ctx, cursorDocument, body)
 }

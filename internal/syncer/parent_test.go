@@ -26,6 +26,7 @@ type parent struct {
 	read     func(d registry.Digest, off int64, p []byte) error // called before each read of a blob; an error cuts
 	broken   map[string]error                                   // answers to single questions
 	changes  func() (registry.Changes, error)                   // nil: UNSUPPORTED
+	since    string                                             // the cursor of the last question for changes
 	after    func(what string) error                            // called after a manifest was put, mu held: an error is the answer
 	late     int                                                // so many manifests that are put arrive only when the parent is told so
 	arrive   []func()                                           // has such a manifest arrive
@@ -89,7 +90,8 @@ func (p *parent) Probe(context.Context) (registry.ParentStatus, registry.LayerIn
 	return registry.ParentStatus{Kind: p.kind, Mode: p.info.Mode, InstanceID: p.info.InstanceID}, p.info, err
 }
 
-func (p *parent) Changes(context.Context, registry.ChangesRequest) (registry.Changes, error) {
+func (p *parent) Changes(_ context.Context, req registry.ChangesRequest) (registry.Changes, error) {
+	p.set(func(p *parent) { p.since = req.Since })
 	if err := p.ask("changes"); err != nil || p.changes == nil {
 		return registry.Changes{}, errors.Join(registry.ErrUnsupported, err)
 	}

@@ -18,6 +18,7 @@ type listing struct {
 	broken     []brokenTag                           // tags that the parent has and cannot tell of
 	heads      int                                   // questions for single tags that it took
 	mark       uint64                                // of before the parent was asked, see queueIndex
+	drops      uint64                                // of before that, see climber.dropCursor
 	failed     error                                 // why a part of the list is not here; nil when it is whole
 }
 

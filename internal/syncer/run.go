@@ -294,7 +294,7 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 		return errInterrupted // what is not complete goes on under the new settings
 	}
 	if cursor != "" && (out.err == nil || !out.whole) {
-		if err := s.saveCursor(ctx, set, cursor); err != nil {
+		if err := s.saveCursor(ctx, set, cursor, l.drops); err != nil {
 			out.err, out.whole = err, true
 		}
 	}
@@ -320,22 +320,22 @@ func interruptOn(ctx context.Context, interrupt context.CancelCauseFunc, sign <-
 
 // discover asks the parent what it has. While it waits for a change it can be interrupted.
 func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.ParentKind, all bool, poll time.Duration, wake <-chan struct{}) (listing, string, error) {
-	mark := s.up.index.mark()
+	mark, drops := s.up.index.mark(), s.up.dropped()
 	if kind != registry.KindConnected {
 		l, err := s.discoverTags(ctx, set, kind, all)
-		l.mark = mark
+		l.mark, l.drops = mark, drops
 		return l, "", err
 	}
 	if poll == 0 {
 		l, cursor, err := s.discoverChanges(ctx, set, 0)
-		l.mark = mark
+		l.mark, l.drops = mark, drops
 		return l, cursor, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go interruptOn(ctx, cancel, wake)
 	l, cursor, err := s.discoverChanges(ctx, set, poll)
-	l.mark = mark
+	l.mark, l.drops = mark, drops
 	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
 		return l, "", errInterrupted
 	}

@@ -55,6 +55,9 @@ type climber struct {
 	sessions sessions
 	told     []registry.OutboxConflict
 	index    *queueIndex
+
+	cursor sync.Mutex // held while the document is written
+	drops  uint64     // times that it was forgotten
 }
 
 // flight is an entry on its way.

@@ -110,6 +110,51 @@ func TestBothDirections(t *testing.T) {
 	}
 }
 
+// TestPassedOverIsAskedAgain delivers a push while the parent holds its answer. What the parent then tells of the tag may be
+// of before that and is passed over; it is asked for everything, and not only for what comes after.
+func TestPassedOverIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := registrytest.NewImage(1, 10), registrytest.NewImage(2, 10)
+		p, moved := newParent(), make(chan struct{})
+		p.kind, p.info = registry.KindConnected, registry.LayerInfo{Name: "upper", Mode: registry.ReadWrite, InstanceID: "x"}
+		push(t, p, "app", "v", a)
+		p.changes = func() (registry.Changes, error) {
+			is := func(cursor string, d registry.Digest) (registry.Changes, error) {
+				return registry.Changes{Cursor: cursor, Full: p.since == "", Entries: []registry.Change{{Repository: "app", Tag: "v", Digest: d}}}, nil
+			}
+			held := time.After(50 * time.Second)
+			select {
+			case <-moved:
+				if p.since != "2" {
+					return is("2", b.Digest)
+				}
+			default:
+				if p.since == "" {
+					return is("1", a.Digest)
+				}
+				select {
+				case <-moved:
+					return is("2", b.Digest)
+				case <-held:
+				}
+			}
+			<-held
+			return registry.Changes{Cursor: p.since}, nil
+		}
+		f := newFloor(t, climbing(t, p, "app"), syncer.Options{}, true)
+		time.Sleep(time.Second)
+		f.push("v", a)
+		time.Sleep(time.Second)
+		push(t, p, "app", "v", b)
+		close(moved)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if at := stands(t, f.store, "v"); at != b.Digest || len(f.entries()) != 0 {
+			t.Errorf("%s here, %s at the parent; the outbox: %+v", at, b.Digest, f.entries())
+		}
+	})
+}
+
 // TestOursIsNoConflict stops the process after the parent took a push and before its answer came; then the tag is pushed
 // again. The tag stands at the parent where we put it: nobody else moved it, and neither policy says so.
 func TestOursIsNoConflict(t *testing.T) {

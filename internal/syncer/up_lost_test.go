@@ -1,6 +1,7 @@
 package syncer_test
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -74,26 +75,54 @@ func TestListedInTheEnd(t *testing.T) {
 	}
 }
 
-// TestParentLosesPower has a parent that answers 201 and then has lost what it answered for.
+// TestParentLosesPower has a parent that answers 201 and then has lost what it answered for: all of it, or the tag alone
+// of a manifest that it had for long. It is the same when the answer did not arrive and the parent is asked again.
 func TestParentLosesPower(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newParent()
-		f := newFloor(t, climbing(t, p), syncer.Options{}, false)
-		img := registrytest.NewImage(1, 10)
-		f.push("v", img)
-		synctest.Wait()
-		if stands(t, p.Registry, "v") != img.Digest || len(f.entries()) != 1 || f.entries()[0].State != registry.OutboxDelivered {
-			t.Fatalf("the outbox after the first answer: %+v", f.entries())
+	old, img := registrytest.NewImage(2, 10), registrytest.NewImage(1, 10)
+	for name, had := range map[string]map[string]registrytest.Image{"all of it": {}, "the tag": {"w": img}, "its move": {"v": old, "w": img}} {
+		for _, answered := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, answered %v", name, answered), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { parentLosesPower(t, had, img, answered) })
+			})
 		}
-		p.set(func(p *parent) { p.Registry = registrytest.NewMemory() })
+	}
+}
+
+func parentLosesPower(t *testing.T, had map[string]registrytest.Image, img registrytest.Image, answered bool) {
+	p := newParent()
+	before := func(p *parent) {
+		p.Registry = registrytest.NewMemory()
+		for tag, img := range had {
+			if err := registrytest.Push(t.Context(), p.Registry, "app", tag, img); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.after = nil
+	}
+	p.set(before)
+	if !answered {
+		p.set(func(p *parent) {
+			p.after = func(string) error { p.after = nil; return away }
+		})
+	}
+	f := newFloor(t, climbing(t, p, "app"), syncer.Options{}, true)
+	f.push("v", img)
+	time.Sleep(20 * time.Second)
+	if err := f.Sync(t.Context()); err != nil { // it sees the tag where it is to be, and knows no more than that
+		t.Fatal(err)
+	}
+	synctest.Wait()
+	if stands(t, p.Registry, "v") != img.Digest || len(f.entries()) != 1 || f.entries()[0].State != registry.OutboxDelivered {
+		t.Fatalf("the outbox after the first answer: %+v", f.entries())
+	}
+	p.set(before)
+	for range 2 {
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		time.Sleep(2 * time.Minute)
-		synctest.Wait()
-		if stands(t, p.Registry, "v") != img.Digest || len(f.entries()) != 0 {
-			t.Errorf("%s at the parent; the outbox: %+v", stands(t, p.Registry, "v"), f.entries())
-		}
-	})
+	}
+	if stands(t, p.Registry, "v") != img.Digest || len(f.entries()) != 0 {
+		t.Errorf("%s at the parent; the outbox: %+v", stands(t, p.Registry, "v"), f.entries())
+	}
 }
 
 // TestParentForgets has a parent answer for a move of a tag and lose it with its power, and a client change the tag again

@@ -136,7 +136,7 @@ func (x *queueIndex) leave(e registry.OutboxEntry) (passed bool) {
 }
 
 // yield takes out of a listing what entries of the outbox stand between. A tag that stands at the parent as it does here
-// is left in: that settles its entry.
+// is left in: that settles its entry where it is tried no more.
 func (x *queueIndex) yield(ctx context.Context, l *listing, local map[string][]registry.LocalTag) error {
 	x.mu.Lock()
 	x.changed = nil // entries may have been superseded

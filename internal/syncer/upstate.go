@@ -144,7 +144,7 @@ func (c *climber) load(ctx context.Context) {
 
 // resync has the next iteration take the whole list of the parent, soon.
 func (c *climber) resync(ctx context.Context) error {
-	if err := c.s.store.PutDocument(ctx, cursorDocument, []byte{}); err != nil {
+	if err := c.dropCursor(ctx); err != nil {
 		return local(err)
 	}
 	c.s.mu.Lock()
@@ -153,6 +153,21 @@ func (c *climber) resync(ctx context.Context) error {
 	close(c.s.wake)
 	c.s.wake = make(chan struct{})
 	return nil
+}
+
+// dropCursor forgets up to where the parent's list is known, also for an iteration that is under way.
+func (c *climber) dropCursor(ctx context.Context) error {
+	c.cursor.Lock()
+	defer c.cursor.Unlock()
+	c.drops++
+	return c.s.store.PutDocument(ctx, cursorDocument, []byte{})
+}
+
+// dropped is how often the cursor was forgotten.
+func (c *climber) dropped() uint64 {
+	c.cursor.Lock()
+	defer c.cursor.Unlock()
+	return c.drops
 }
 
 // leave takes an entry out of the queue.

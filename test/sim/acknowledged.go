@@ -74,7 +74,12 @@ func (w *world) checkAcknowledged(i int, l *layer, s *store.Store) error {
 
 // pushedBelow reports whether a client of a layer below pushed this to the tag.
 func (w *world) pushedBelow(i int, name string, d registry.Digest) bool {
-	return slices.ContainsFunc(w.pushedAt[i+2:], func(at map[string]map[registry.Digest]bool) bool { return at[name][d] })
+	for j := range layers {
+		if j != i && w.plan.below(j, i) && w.pushedAt[j+1][name][d] {
+			return true
+		}
+	}
+	return false
 }
 
 // checkManifest looks for an image that was pushed to a layer: it is complete at one of the layers from there upwards and
@@ -86,7 +91,7 @@ func (w *world) checkManifest(i int, name string) error {
 	}
 	held, queued := false, 0
 	var failed error
-	for j := i; j >= 0; j-- {
+	for j := i; j >= 0; j = w.plan.above(j) {
 		l := w.layers[j]
 		s := l.content()
 		if !l.isReady() || s == nil {
@@ -122,11 +127,14 @@ func queue(s *store.Store) ([]registry.OutboxEntry, error) {
 	return s.OutboxEntries(context.Background(), 0, registry.MaxPage)
 }
 
-// drained reports whether nothing of the layers from i on waits for its parent.
-func (w *world) drained(i int) bool {
-	for _, l := range w.layers[min(i, layers):] {
+// readers reports whether all below a layer is ReadOnly and has nothing that waits for its parent.
+func (w *world) readers(i int) bool {
+	for j, l := range w.layers {
+		if j == i || !w.plan.below(j, i) {
+			continue
+		}
 		s := l.content()
-		if !l.isReady() || s == nil {
+		if l.mode == registry.ReadWrite || !l.isReady() || s == nil {
 			return false
 		}
 		if list, err := queue(s); err != nil || len(list) > 0 {

@@ -177,8 +177,8 @@ func (w *world) carried(i int, l *layer) {
 	k := w.net.link(l.name, l.parent)
 	const header = 600 // bytes of an answer's
 	events := w.events[i]
-	if i > 0 {
-		events += w.events[i-1]
+	if j := w.plan.above(i); j >= 0 {
+		events += w.events[j]
 	}
 	var excess int64
 	for d, got := range k.blobs {
@@ -206,8 +206,10 @@ func (w *world) climbed(i int, l *layer) {
 	defer w.net.mu.Unlock()
 	for what, n := range w.net.link(l.name, l.parent).puts {
 		most := 0
-		for _, below := range w.pushes[i:] {
-			most += below[strings.TrimPrefix(what, "/v2/")]
+		for j, below := range w.pushes {
+			if w.plan.below(j, i) {
+				most += below[strings.TrimPrefix(what, "/v2/")]
+			}
 		}
 		if n > max(most, 1) || strings.Contains(what, "/manifests/") && !strings.Contains(what, "/sha256:") && most == 0 {
 			w.failf("%s sent %s %d times, where it was pushed %d times", l.name, what, n, most)

@@ -84,6 +84,23 @@ func (c *content) artifact(n int) artifact {
 	return a
 }
 
+// derived makes an image on the layers of the n-th, with one of its own.
+func (c *content) derived(n, own int) artifact {
+	base, name := c.artifact(n), uint64(n)*1000+uint64(own)+1_000_000
+	var a artifact
+	layers := []map[string]any{}
+	for _, b := range base.blobs {
+		layers = append(layers, a.blob(b))
+	}
+	layers = append(layers, a.blob(c.bytes(name, 1+own*8)))
+	config, _ := json.Marshal(map[string]any{"architecture": "amd64", "os": "linux", "name": name})
+	a.add(registry.MediaTypeImageManifest, map[string]any{
+		"schemaVersion": 2, "mediaType": registry.MediaTypeImageManifest,
+		"config": a.described("application/vnd.oci.image.config.v1+json", config), "layers": layers,
+	})
+	return a
+}
+
 // image adds one with layers of the shared blobs and one of its own.
 func (c *content) image(a *artifact, chance *rand.Rand, name uint64, arch string) {
 	layers := []map[string]any{}

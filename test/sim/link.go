@@ -21,7 +21,7 @@ type link struct {
 	mode     linkMode
 	latency  time.Duration
 	rate     int          // bytes a second in each direction; 0 is no limit
-	cutAfter int64        // bytes to come down until the connection that carries the last of them breaks; 0 never
+	cutAfter [2]int64     // bytes to arrive in each direction until the connection that carries the last of them breaks; 0 never
 	cutBy    error        // what it breaks with; nil is an early end
 	busy     [2]time.Time // until when each direction sends what it was given
 	moved    chan struct{}
@@ -73,23 +73,26 @@ func (n *network) breakLink(l *link, by error) {
 	}
 }
 
-// arrived counts what came down, and breaks the connection when the plan of the link says so.
-func (p *pair) arrived(n int) {
+// arrived counts what came in a direction, and breaks the connection when the plan of the link says so.
+func (p *pair) arrived(dir, n int) {
 	l := p.link
-	l.down += int64(n)
-	if p.blob != "" {
-		l.blobs[p.blob] += int64(n)
-	}
-	if l.cutAfter > 0 {
-		if l.cutAfter -= int64(n); l.cutAfter <= 0 {
-			l.cutAfter = 0
-			l.faults++
-			by := l.cutBy
-			if by == nil {
-				by = io.EOF
-			}
-			p.fail(by)
+	if dir == down {
+		l.down += int64(n)
+		if p.blob != "" {
+			l.blobs[p.blob] += int64(n)
 		}
+	}
+	if l.cutAfter[dir] == 0 {
+		return
+	}
+	if l.cutAfter[dir] -= int64(n); l.cutAfter[dir] <= 0 {
+		l.cutAfter[dir] = 0
+		l.faults++
+		by := l.cutBy
+		if by == nil {
+			by = io.EOF
+		}
+		p.fail(by)
 	}
 }
 

@@ -288,9 +288,7 @@ func (c *conn) take(h *half, p []byte, now time.Time) (n int, wait time.Time, er
 	}
 	h.size -= n
 	h.wake()
-	if c.dir == up { // what dialled reads what comes down
-		c.arrived(n)
-	}
+	c.arrived(1-c.dir, n)
 	return n, wait, nil
 }
 

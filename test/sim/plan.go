@@ -16,6 +16,7 @@ type plan struct {
 	seed      uint64
 	connected bool // the cloud is a registry of our own kind, else one that nobody of this project wrote
 	quiet     bool // nothing breaks: then the links have to carry each byte once
+	fork      bool // the two lowest layers are both below the highest one: two floors of one building
 	writers   int  // so many layers from the top are ReadWrite
 	scope     [layers]int
 	cron      [layers]int
@@ -72,7 +73,7 @@ func newPlan(seed uint64) plan {
 	chance := rand.New(rand.NewPCG(seed, 0x5eed))
 	p := plan{
 		seed: seed, connected: chance.IntN(3) == 0, quiet: chance.IntN(5) == 0,
-		writers: chance.IntN(layers + 1), pull: chance.IntN(4) != 0,
+		writers: min(chance.IntN(2*layers), layers), pull: chance.IntN(4) != 0, fork: chance.IntN(3) == 0,
 	}
 	for i := range layers {
 		p.scope[i], p.cron[i] = chance.IntN(len(scopes)), chance.IntN(len(crons))
@@ -109,6 +110,22 @@ func newPlan(seed uint64) plan {
 		p.steps = append(p.steps, s)
 	}
 	return p
+}
+
+// above is the parent of a layer; -1 is the cloud.
+func (p plan) above(layer int) int {
+	if p.fork && layer == layers-1 {
+		return 0
+	}
+	return layer - 1
+}
+
+// below reports whether one layer is another, or somewhere below it.
+func (p plan) below(layer, other int) bool {
+	for layer >= 0 && layer != other {
+		layer = p.above(layer)
+	}
+	return layer == other
 }
 
 func (p plan) mode(layer int) registry.Mode {

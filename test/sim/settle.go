@@ -38,8 +38,11 @@ func (w *world) heal() {
 		l.volume.set(false, false)
 		l.down = 0
 		w.net.change(l.name, l.parent, func(k *link) {
-			k.mode, k.rate, k.latency, k.cutAfter = linkUp, 0, 5*time.Millisecond, 0
+			k.mode, k.rate, k.latency, k.cutAfter = linkUp, 0, 5*time.Millisecond, [2]int64{}
 		})
+	}
+	if w.foreign != nil {
+		w.foreign.setBusy(0)
 	}
 	w.reap()
 	for _, l := range w.layers {
@@ -65,8 +68,12 @@ func (w *world) difference() (map[string]map[string]registry.Digest, string) {
 		}
 		cloud[repo] = list
 	}
-	above := cloud
+	var have [layers]map[string]map[string]registry.Digest
 	for i, l := range w.layers {
+		above := cloud
+		if j := w.plan.above(i); j >= 0 {
+			above = have[j]
+		}
 		here := map[string]map[string]registry.LocalTag{}
 		for _, repo := range repositories {
 			here[repo] = map[string]registry.LocalTag{}
@@ -84,11 +91,11 @@ func (w *world) difference() (map[string]map[string]registry.Digest, string) {
 		if d := w.referrers(i, above); d != "" {
 			return nil, d
 		}
-		above = map[string]map[string]registry.Digest{}
+		have[i] = map[string]map[string]registry.Digest{}
 		for repo, list := range here {
-			above[repo] = map[string]registry.Digest{}
+			have[i][repo] = map[string]registry.Digest{}
 			for tag, t := range list {
-				above[repo][tag] = t.Digest
+				have[i][repo][tag] = t.Digest
 			}
 		}
 	}
@@ -114,6 +121,16 @@ func (w *world) differs(l *layer, above map[string]map[string]registry.Digest, h
 	return ""
 }
 
+// reaches reports whether a tag of the cloud is in the scope of a layer and of all above it.
+func (w *world) reaches(i int, repo, tag string) bool {
+	for ; i >= 0; i = w.plan.above(i) {
+		if !w.layers[i].rules().MatchTag(repo, tag) {
+			return false
+		}
+	}
+	return true
+}
+
 // referrers looks whether what the cloud's referrers tell of a tag of the cloud came down to a layer.
 func (w *world) referrers(i int, above map[string]map[string]registry.Digest) string {
 	if !w.plan.connected {
@@ -124,7 +141,7 @@ func (w *world) referrers(i int, above map[string]map[string]registry.Digest) st
 		repo, subject, _ := strings.Cut(name, "@")
 		tagged := false
 		for tag, d := range above[repo] {
-			tagged = tagged || d.String() == subject && !slices.ContainsFunc(w.layers[:i+1], func(l *layer) bool { return !l.rules().MatchTag(repo, tag) })
+			tagged = tagged || d.String() == subject && w.reaches(i, repo, tag)
 		}
 		if !tagged {
 			continue

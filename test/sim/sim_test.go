@@ -180,6 +180,7 @@ func line(list []string, i int) string {
 type savedPlan struct {
 	Seed             uint64
 	Connected, Quiet bool
+	Fork             bool `json:",omitempty"`
 	Writers          int
 	Scope, Cron      [layers]int
 	Pull             bool
@@ -193,7 +194,7 @@ type savedStep struct {
 }
 
 func (p plan) write(name string) error {
-	s := savedPlan{Seed: p.seed, Connected: p.connected, Quiet: p.quiet, Writers: p.writers, Scope: p.scope, Cron: p.cron, Pull: p.pull}
+	s := savedPlan{Seed: p.seed, Connected: p.connected, Quiet: p.quiet, Fork: p.fork, Writers: p.writers, Scope: p.scope, Cron: p.cron, Pull: p.pull}
 	for _, x := range p.steps {
 		s.Steps = append(s.Steps, savedStep{x.kind.name, x.pause, x.layer, x.repo, x.tag, x.image, x.n})
 	}
@@ -216,7 +217,7 @@ func readPlan(name string) (plan, error) {
 	if err := json.Unmarshal(body, &s); err != nil {
 		return plan{}, err
 	}
-	p := plan{seed: s.Seed, connected: s.Connected, quiet: s.Quiet, writers: s.Writers, scope: s.Scope, cron: s.Cron, pull: s.Pull}
+	p := plan{seed: s.Seed, connected: s.Connected, quiet: s.Quiet, fork: s.Fork, writers: s.Writers, scope: s.Scope, cron: s.Cron, pull: s.Pull}
 	for _, x := range s.Steps {
 		var k *kind
 		for _, known := range kinds {

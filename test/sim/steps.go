@@ -24,6 +24,12 @@ var kinds = []*kind{
 	{name: "crowd", weight: 3, layer: true, content: true, do: (*world).crowd},
 	{name: "push", weight: 9, layer: true, content: true, do: (*world).push},
 	{name: "slow push", weight: 3, layer: true, content: true, do: (*world).slowPush},
+	{name: "duel", weight: 2, layer: true, content: true, do: (*world).duel},
+	{name: "race", weight: 2, layer: true, content: true, do: (*world).race},
+	{name: "build", weight: 2, layer: true, content: true, do: (*world).build},
+	{name: "parent cut", weight: 3, fault: true, layer: true, content: true, do: (*world).parentCut},
+	{name: "cloud cut", weight: 1, fault: true, do: (*world).cloudCut},
+	{name: "cloud busy", weight: 3, fault: true, do: (*world).cloudBusy},
 	{name: "untag", weight: 2, layer: true, content: true, do: (*world).untag},
 	{name: "delete", weight: 2, layer: true, content: true, do: (*world).remove},
 	{name: "sync", weight: 3, layer: true, do: (*world).sync},
@@ -37,7 +43,8 @@ var kinds = []*kind{
 	{name: "crash soon", weight: 6, layer: true, fault: true, do: (*world).crashSoon},
 	{name: "disk", weight: 3, layer: true, fault: true, do: (*world).disk},
 	{name: "link", weight: 7, layer: true, fault: true, do: (*world).link},
-	{name: "cut", weight: 6, layer: true, fault: true, do: (*world).cut},
+	{name: "cut", weight: 6, layer: true, fault: true, do: func(w *world, s step) string { return w.cut(s, down) }},
+	{name: "cut up", weight: 4, layer: true, fault: true, do: func(w *world, s step) string { return w.cut(s, up) }},
 }
 
 // cloudPush gives a tag of the cloud another image.
@@ -315,9 +322,9 @@ func (w *world) configure(s step) string {
 		l.pull = !l.pull
 	default: // a ReadOnly parent has no ReadWrite child
 		switch {
-		case l.mode == registry.ReadOnly && (s.layer == 0 || w.layers[s.layer-1].mode == registry.ReadWrite):
+		case l.mode == registry.ReadOnly && (s.layer == 0 || w.layers[w.plan.above(s.layer)].mode == registry.ReadWrite):
 			l.mode = registry.ReadWrite
-		case l.mode == registry.ReadWrite && (s.layer == layers-1 || w.layers[s.layer+1].mode == registry.ReadOnly) && w.drained(s.layer+1):
+		case l.mode == registry.ReadWrite && w.readers(s.layer):
 			l.mode = registry.ReadOnly
 		}
 	}
@@ -412,8 +419,8 @@ func (w *world) link(s step) string {
 	return fmt.Sprintf("%s, %d B/s, %v", []string{"up", "refused", "black hole"}[mode], rate, latency)
 }
 
-// cut breaks the connections of the link above a layer, now or after some bytes.
-func (w *world) cut(s step) string {
+// cut breaks the connections of the link above a layer, now or after some bytes in a direction.
+func (w *world) cut(s step, dir int) string {
 	l := w.layers[s.layer]
 	w.events[s.layer]++
 	by := []error{syscall.ECONNRESET, io.EOF}[s.n%2]
@@ -421,7 +428,7 @@ func (w *world) cut(s step) string {
 	if after == 0 {
 		w.net.reset(l.name, l.parent, by)
 	} else {
-		w.net.change(l.name, l.parent, func(l *link) { l.cutAfter, l.cutBy = after, by })
+		w.net.change(l.name, l.parent, func(l *link) { l.cutAfter[dir], l.cutBy = after, by })
 	}
-	return fmt.Sprintf("%v after %d bytes", by, after)
+	return fmt.Sprintf("%v after %d bytes %s", by, after, []string{"up", "down"}[dir])
 }

@@ -5,14 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net/http"
 	"path/filepath"
 	"strings"
 	"testing/synctest"
 	"time"
-
-	"github.com/olareg/olareg"
-	"github.com/olareg/olareg/config"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
@@ -22,7 +18,8 @@ type world struct {
 	plan    plan
 	net     *network
 	layers  []*layer
-	cloud   *layer // when it is of our own kind
+	cloud   *layer   // when it is of our own kind
+	foreign *foreign // when it is not
 	close   func()
 	desk    *client   // at the cloud
 	floor   []*client // one at each layer
@@ -97,18 +94,20 @@ func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, 
 		return w, err
 	}
 	w.desk = w.net.client("desk", "cloud")
-	parent := "cloud"
 	for i := range layers {
 		l, err := w.newLayer(fmt.Sprintf("layer%d", top-i), base, log)
 		if err != nil {
 			return w, err
 		}
-		l.parent, l.seed = parent, p.seed*8+uint64(i)
+		l.parent, l.seed = "cloud", p.seed*8+uint64(i)
+		if j := p.above(i); j >= 0 {
+			l.parent = w.layers[j].name
+		}
 		l.mode, l.scope, l.cron, l.round, l.pull = p.mode(i), scopes[p.scope[i]], crons[p.cron[i]], rounds[p.cron[i]], p.pull
 		l.configure()
 		w.own[i] = &acknowledged{manifests: map[string]bool{}, tags: map[string][]registry.Digest{}}
 		w.pushes[i] = map[string]int{}
-		w.layers, parent = append(w.layers, l), l.name
+		w.layers = append(w.layers, l)
 		w.floor = append(w.floor, w.net.client("floor", l.name))
 		w.net.change(l.name, l.parent, func(k *link) { k.latency = 5 * time.Millisecond })
 		if !l.start() {
@@ -125,45 +124,6 @@ func (w *world) newLayer(name, base string, log func(name string) *slog.Logger) 
 	}
 	v.onEnd = func() { w.net.kill(name) }
 	return &layer{name: name, net: w.net, volume: v, log: log(name), source: &source{changed: make(chan struct{})}}, nil
-}
-
-// startCloud starts the registry above all.
-func (w *world) startCloud(base string, log func(name string) *slog.Logger) error {
-	if w.plan.connected {
-		l, err := w.newLayer("cloud", base, log)
-		if err != nil {
-			return err
-		}
-		l.mode, l.scope, l.seed = registry.ReadWrite, "", w.plan.seed*8+layers
-		l.configure()
-		w.cloud = l
-		if !l.start() {
-			return errors.New("the cloud does not start")
-		}
-		return nil
-	}
-	conf := config.Config{Log: slog.New(slog.DiscardHandler)}
-	conf.Storage.StoreType = config.StoreMem
-	conf.Storage.GC.Frequency = -1
-	yes := true
-	conf.API.DeleteEnabled = &yes
-	reg := olareg.New(conf)
-	server := &http.Server{Handler: reg, ReadHeaderTimeout: time.Minute}
-	ln, err := w.net.listen("cloud")
-	if err != nil {
-		return err
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = server.Serve(ln) // ends with Close
-	}()
-	w.close = func() {
-		_ = server.Close()
-		<-ended
-		_ = reg.Close()
-	}
-	return nil
 }
 
 // record notes what is about to be pushed to the cloud (0) or to a layer (1 and more).

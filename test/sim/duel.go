@@ -1,0 +1,76 @@
+package sim
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// duel is two clients that push the same tag at two layers at once.
+func (w *world) duel(s step) string {
+	repo, tag := repositories[s.repo], tags[s.tag]
+	two := [2]step{s, s}
+	two[1].layer, two[1].image = (s.layer+1+s.n%2)%layers, s.image+1
+	var made [2]artifact
+	var v [2]verdict
+	var errs [2]error
+	var group sync.WaitGroup
+	for i, s := range two {
+		made[i] = w.content.artifact(s.image)
+		w.record(s.layer+1, repo, tag, made[i])
+		group.Go(func() { v[i], errs[i] = w.floor[s.layer].push(repo, tag, made[i]) })
+	}
+	group.Wait()
+	return w.pushed(two[0], made[0], v[0], errs[0]) + ", " + w.pushed(two[1], made[1], v[1], errs[1])
+}
+
+// race is a push at a layer while it takes from its parent what the cloud has of the same tag.
+func (w *world) race(s step) string {
+	result := w.cloudPush(s)
+	var group sync.WaitGroup
+	group.Go(func() { w.sync(s) })
+	time.Sleep(time.Duration(s.n%60) * time.Millisecond)
+	s.image++
+	result += ", " + w.push(s)
+	group.Wait()
+	return result
+}
+
+// build is a push of an image on a base that is in the cloud: what the layer says it has is not sent to it.
+func (w *world) build(s step) string {
+	result := w.cloudPush(s)
+	a := w.content.derived(s.image, s.n)
+	s.tag = (s.tag + 1) % len(tags)
+	repo, tag := repositories[s.repo], tags[s.tag]
+	w.record(s.layer+1, repo, tag, a)
+	v, err := w.floor[s.layer].push(repo, tag, a)
+	return result + ", " + w.pushed(s, a, v, err)
+}
+
+// parentCut is a push, and a loss of power of the parent as soon as it has answered for it.
+func (w *world) parentCut(s step) string {
+	result := w.push(s)
+	l, repo, tag := w.layers[s.layer], repositories[s.repo], tags[s.tag]
+	for range 100 {
+		list := []registry.OutboxEntry{}
+		if c := l.content(); l.isReady() && c != nil {
+			list, _ = queue(c) // a layer that ends meanwhile waits no more
+		}
+		waits := false
+		for _, e := range list {
+			waits = waits || e.Repository == repo && e.Tag == tag && e.State == registry.OutboxWaiting
+		}
+		if !waits {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	above := w.plan.above(s.layer)
+	if above < 0 {
+		return result + ", " + w.cloudCut(s)
+	}
+	s.layer, s.n = above, 1
+	return fmt.Sprintf("%s, %s of %s", result, w.crash(s), w.layers[above].name)
+}
