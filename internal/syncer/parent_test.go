@@ -14,6 +14,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/schedule"
 	"github.com/connected-registry/connected-registry/internal/store"
 	"github.com/connected-registry/connected-registry/internal/syncer"
+	"github.com/connected-registry/connected-registry/internal/transport"
 )
 
 // parent is a registry above that counts and misbehaves as told.
@@ -30,6 +31,8 @@ type parent struct {
 	after    func(what string) error                            // called after a manifest was put, mu held: an error is the answer
 	late     int                                                // so many manifests that are put arrive only when the parent is told so
 	arrive   []func()                                           // has such a manifest arrive
+	spend    func(n int64) error                                // called for what is pushed; an error is the answer
+	classes  map[string]transport.Class                         // of manifests that were put, by tag
 	corrupt  map[registry.Digest]bool
 	calls    map[string]int
 	sent     map[registry.Digest]int64
@@ -50,7 +53,8 @@ func (p *parent) Repositories(ctx context.Context, after string, limit int) ([]s
 func newParent() *parent {
 	return &parent{
 		Registry: registrytest.NewMemory(), kind: registry.KindOCI,
-		calls: map[string]int{}, sent: map[registry.Digest]int64{}, corrupt: map[registry.Digest]bool{},
+		classes: map[string]transport.Class{},
+		calls:   map[string]int{}, sent: map[registry.Digest]int64{}, corrupt: map[registry.Digest]bool{},
 	}
 }
 

@@ -3,6 +3,7 @@ package syncer
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,6 +50,7 @@ type climber struct {
 	since    map[string]time.Time // when each kind of trouble was seen first, by its code
 	until    time.Time
 	lastOpen time.Time                  // when the window was opened last
+	asked    bool                       // somebody wants what waits to be sent outside a window too
 	expired  time.Time                  // when it was looked for what is too old; of Climb alone
 	lacking  map[uint64]int             // entries, and how often in a row a fresh token did not carry the right
 	had      map[registry.Digest]string // where the parent has a blob, as far as seen
@@ -95,7 +97,7 @@ func (s *Syncer) Climb(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-resettled:
-			c.forgive()
+			c.forgive(false)
 		case <-kicked:
 		case <-changed:
 		case <-timer.C:
@@ -113,18 +115,18 @@ func (c *climber) kicks() <-chan struct{} {
 
 // nudge makes the climber look at the queue now, also where a parent that was away had it wait.
 func (c *climber) nudge() {
-	c.forgive()
+	c.forgive(true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	close(c.kick)
 	c.kick = make(chan struct{})
 }
 
-// forgive lets the next pass begin at once, also outside a window: somebody asked for it.
-func (c *climber) forgive() {
+// forgive lets the next pass begin without the pause after a failure, and when somebody asked for it outside a window too.
+func (c *climber) forgive(asked bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failures, c.retryAt, c.lastOpen, c.until = 0, time.Time{}, time.Time{}, time.Time{}
+	c.failures, c.retryAt, c.until, c.asked = 0, time.Time{}, time.Time{}, c.asked || asked
 }
 
 // pass sends what is due and returns how long there is nothing to do.
@@ -139,7 +141,7 @@ func (c *climber) pass(ctx context.Context, set Settings, kicked, resettled <-ch
 	c.mu.Lock()
 	pause := max(c.retryAt.Sub(now), c.s.spentFor(now))
 	c.mu.Unlock()
-	until, open, next := c.window(set, now)
+	until, open, next := c.window(ctx, set, now)
 	if !open || pause > 0 {
 		return max(pause, next)
 	}
@@ -182,22 +184,46 @@ func (c *climber) expire(ctx context.Context, set Settings, now time.Time) {
 	}
 }
 
-// window says whether entries may be sent now, until when (zero: no end), and how long it is until they may.
-func (c *climber) window(set Settings, now time.Time) (until time.Time, open bool, next time.Duration) {
-	if set.Schedule.Schedule.Continuous() {
+// window says whether entries may be sent now, until when (zero: no end), and how long it is until they may. A window that
+// was missed is made up for where something waited for it already.
+func (c *climber) window(ctx context.Context, set Settings, now time.Time) (until time.Time, open bool, next time.Duration) {
+	plan := set.Schedule
+	if plan.Schedule.Continuous() {
 		return time.Time{}, true, 0
+	}
+	missed := plan.Window > 0 && !plan.Schedule.Latest(now).Add(plan.Window).After(now)
+	since := time.Time{}
+	if missed {
+		since = c.oldest(ctx)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now.Before(c.until) && !now.Before(c.lastOpen) {
 		return c.until, true, 0
 	}
-	due := set.Schedule.At(now, c.lastOpen)
-	if !due.Open {
+	due := plan.At(now, c.lastOpen)
+	switch {
+	case c.asked:
+		due = plan.At(now, time.Time{})
+	case !due.Open, missed && !plan.At(now, since).Open:
 		return time.Time{}, false, due.Next.Sub(now)
 	}
-	c.lastOpen, c.until = now, due.Until
+	c.lastOpen, c.until, c.asked = now, due.Until, false
 	return due.Until, true, 0
+}
+
+// oldest is since when the first entry that is under way waits; zero when that cannot be read.
+func (c *climber) oldest(ctx context.Context) time.Time {
+	for after := uint64(0); ; {
+		list, err := c.outbox.OutboxEntries(ctx, after, 100)
+		if i := slices.IndexFunc(list, isUnderWay); i >= 0 {
+			return list[i].Time
+		}
+		if err != nil || len(list) < 100 {
+			return time.Time{}
+		}
+		after = list[len(list)-1].Seq
+	}
 }
 
 // ended keeps the result of a pass and returns the pause after it.

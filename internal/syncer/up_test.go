@@ -15,6 +15,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
 	"github.com/connected-registry/connected-registry/internal/store"
 	"github.com/connected-registry/connected-registry/internal/syncer"
+	"github.com/connected-registry/connected-registry/internal/transport"
 )
 
 // many is the long run.
@@ -41,6 +42,11 @@ func (p *parent) PushBlob(ctx context.Context, b registry.BlobPush) error {
 	if err := errors.Join(err, r.Close()); err != nil {
 		return err
 	}
+	if p.spend != nil {
+		if err := p.spend(int64(len(body))); err != nil {
+			return err
+		}
+	}
 	p.set(func(p *parent) { p.sent[b.Digest] += int64(len(body)) })
 	return registrytest.PushBlob(ctx, p.Registry, b.Repository, registrytest.Blob{Descriptor: b.Descriptor, Bytes: body})
 }
@@ -50,6 +56,7 @@ func (p *parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 		return registry.Descriptor{}, err
 	}
 	p.mu.Lock()
+	p.classes[ref.Tag] = transport.ClassOf(ctx)
 	if reg := p.Registry; p.late > 0 {
 		p.late--
 		p.arrive = append(p.arrive, func() { _, _ = reg.PutManifest(context.Background(), repo, ref, m) }) // what it needs may be gone
@@ -215,6 +222,10 @@ func TestClimb(t *testing.T) {
 	a, b := registrytest.NewImage(1, 100, 200), registrytest.NewImage(2, 300)
 	all := registrytest.NewIndex(a, b)
 	signature := registrytest.NewReferrer(3, a.Descriptor, "application/vnd.example.signature")
+	later := registrytest.NewImage(4, 50)
+	early := registrytest.NewReferrer(5, later.Descriptor, "application/vnd.example.signature") // pushed before what it is about
+	f.push("", early)
+	f.push("later", later)
 	f.push("all", all)
 	f.push("a", a)
 	f.push("", signature)
@@ -228,8 +239,10 @@ func TestClimb(t *testing.T) {
 			t.Errorf("%s is %s at the parent, want %s", tag, got, want)
 		}
 	}
-	if list, err := p.Registry.Referrers(t.Context(), "app", a.Digest, ""); err != nil || len(list) != 1 {
-		t.Errorf("referrers at the parent: %v, %v", list, err)
+	for _, subject := range []registrytest.Image{a, later} {
+		if list, err := p.Registry.Referrers(t.Context(), "app", subject.Digest, ""); err != nil || len(list) != 1 {
+			t.Errorf("referrers of %s at the parent: %v, %v", subject.Digest, list, err)
+		}
 	}
 	for what, n := range p.calls {
 		if n > 1 && len(what) > 3 && what[:3] == "put" {

@@ -196,3 +196,38 @@ func TestParentTurnsReadOnly(t *testing.T) {
 		t.Errorf("it still says that it waits: %+v", st.Outbox)
 	}
 }
+
+// TestClimbThroughProxy has a proxy between two layers that takes no body of more than 200 KiB. None of a MiB is ever offered
+// to it, chunks become smaller until they fit, and stay so.
+func TestClimbThroughProxy(t *testing.T) {
+	s := newFloor(t, kinds[0], 1, "acme/app")
+	to := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.layers[0].addr})
+	var refused, largest atomic.Int64
+	addr := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for old := largest.Load(); r.ContentLength > old && !largest.CompareAndSwap(old, r.ContentLength); old = largest.Load() {
+		}
+		if r.ContentLength > 200<<10 {
+			refused.Add(1)
+			w.Header().Set("Connection", "close")
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return
+		}
+		to.ServeHTTP(w, r)
+	}), func() {})
+	below := newNode(t, "layer4", addr)
+	below.doc["mode"], below.doc["repositories"] = "ReadWrite", map[string]string{"all": "acme/app"}
+	below.options = s.bottom().options
+	s.layers = append(s.layers, below)
+	s.startFloor()
+	digest := push(t, below.addr, "acme/app:1", image(t, 3*mib/2, "one", "two"))
+	s.arrives("acme/app", "1", digest)
+	s.drained()
+	same(t, s.cloud, below.addr, "acme/app:1")
+	t.Logf("%d bodies were refused, the largest had %d bytes", refused.Load(), largest.Load())
+	if n := refused.Load(); n < 2 || n > 8 { // 512 and 256 KiB, for as many blobs as go at once
+		t.Errorf("%d bodies were refused", n)
+	}
+	if largest.Load() >= mib {
+		t.Errorf("a body of %d bytes was offered", largest.Load())
+	}
+}
