@@ -18,7 +18,7 @@ const (
 	fileStep    = 1 << 20   // one sendfile(2) moves this much when the client is fast; sendStep of it in time is enough
 )
 
-// buffers are for what cannot be sent by sendfile(2), and for what is received.
+// buffers are for what cannot be sent by sendfile(2).
 var buffers = sync.Pool{New: func() any { b := make([]byte, sendStep); return &b }}
 
 // receiver reads a request body under a rolling deadline. At the end of the body net/http takes the deadline away.
@@ -39,7 +39,7 @@ func (b *receiver) Read(p []byte) (int, error) {
 		b.left = receiveStep
 		_ = b.control.SetReadDeadline(b.s.clock.Now().Add(b.s.stall)) // a recorder has none
 	}
-	n, err := b.body.Read(p[:min(len(p), receiveStep)])
+	n, err := b.body.Read(p)
 	b.left -= n
 	if err != nil && !errors.Is(err, io.EOF) {
 		b.err = err

@@ -154,13 +154,11 @@ func (s *server) complete(w http.ResponseWriter, r *http.Request, req Request, u
 // append copies the body to the upload; a length of 0 or more must be met.
 func (s *server) append(w http.ResponseWriter, r *http.Request, u registry.Upload, length int64) error {
 	in := s.receive(w, r.Body)
-	buf, _ := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
 	var body io.Reader = in
 	if length >= 0 {
 		body = io.LimitReader(in, length)
 	}
-	n, err := io.CopyBuffer(u, body, *buf)
+	n, err := io.Copy(u, body)
 	if err != nil {
 		return in.failed(err)
 	}

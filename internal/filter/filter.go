@@ -6,6 +6,7 @@ package filter
 
 import (
 	"context"
+	"io"
 	"net/http"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -122,6 +123,9 @@ type guardedUpload struct {
 	registry.Upload
 	mode func() registry.Mode
 }
+
+// ReadFrom leaves it to the upload how it takes a body.
+func (u guardedUpload) ReadFrom(r io.Reader) (int64, error) { return io.Copy(u.Upload, r) }
 
 // Commit keeps the session for the case that the mode changes back.
 func (u guardedUpload) Commit(ctx context.Context, d registry.Digest) (registry.Descriptor, error) {

@@ -47,6 +47,8 @@ type upload struct {
 	mu   sync.Mutex
 	file File // nil after the end of this use
 	size int64
+
+	begun int64 // bytes that the disk was told to begin with
 }
 
 var errUploadClosed = errors.New("store: use of an upload after its end")
@@ -150,7 +152,7 @@ func (s *Store) ResumeUpload(ctx context.Context, repo, id string) (registry.Upl
 	if err == nil {
 		info, statErr := f.Stat()
 		if statErr == nil {
-			return &upload{s: s, ses: ses, file: f, size: info.Size()}, nil
+			return &upload{s: s, ses: ses, file: f, size: info.Size(), begun: info.Size()}, nil
 		}
 		err = errors.Join(statErr, f.Close())
 	}
@@ -206,31 +208,42 @@ func (u *upload) Size() int64 {
 }
 
 func (u *upload) Write(p []byte) (int, error) {
+	n, at, err := u.append(p)
+	u.ses.hash.wrote(p[:n], at)
+	return n, err
+}
+
+// append writes and leaves the hash to the caller. It returns where it began.
+func (u *upload) append(p []byte) (n int, at int64, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	at = u.size
 	if u.file == nil {
-		return 0, errUploadClosed
+		return 0, at, errUploadClosed
 	}
 	if end := u.size + int64(len(p)); end > u.ses.checked {
 		if err := u.s.room(int64(len(p))); err != nil {
 			u.drop()
-			return 0, err
+			return 0, at, err
 		}
 		u.ses.checked = end + roomInterval
 	}
-	n, err := writeFull(u.file, p, u.size)
+	n, err = writeFull(u.file, p, u.size)
 	if err != nil {
 		// The bytes that were written stay out of the hash and of the size that the client is told only if they are gone.
 		if terr := u.file.Truncate(u.size); terr == nil {
 			n = 0
 		}
 	}
-	u.ses.hash.wrote(p[:n], u.size)
 	u.size += int64(n)
+	if u.size-u.begun >= writebackStep {
+		startWriteback(u.file, u.begun, u.size-u.begun)
+		u.begun = u.size
+	}
 	if isFull(err) || errors.Is(err, syscall.EFBIG) {
 		u.drop()
 	}
-	return n, diskError(err)
+	return n, at, diskError(err)
 }
 
 // drop ends a session for which there is no room: the client begins anew, and until then others need what it took.

@@ -170,6 +170,9 @@ func (b *bench) syncs(ctx context.Context, t *section, all []subject) error {
 			t.note("who syncs what: not counted, strace cannot trace here: %v", err)
 			return nil
 		}
+		if err := i.admitted(ctx); err != nil {
+			return err
+		}
 		p := i.pusher()
 		// The first push makes directories and the like; what each further one costs is the figure.
 		if err := p.image(ctx, "bench/app", "0", registrytest.NewImage(1<<40, 4000)); err != nil {

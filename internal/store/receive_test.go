@@ -1,0 +1,91 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
+)
+
+// inParts gives so many bytes at a time, and then an error.
+type inParts struct {
+	from  []byte
+	parts []int
+	err   error
+}
+
+func (r *inParts) Read(p []byte) (int, error) {
+	if len(r.from) == 0 {
+		return 0, r.err
+	}
+	n := len(r.from)
+	if len(r.parts) > 0 {
+		n, r.parts = min(n, r.parts[0]), r.parts[1:]
+	}
+	n = copy(p, r.from[:n])
+	r.from = r.from[n:]
+	return n, nil
+}
+
+// TestBodiesAreHashedAsTheyCome: whatever parts a body comes in, in however many requests and with whatever end, what was
+// read is in the file when the request is over, and its hash is ready: nothing is read again.
+func TestBodiesAreHashedAsTheyCome(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	blob := registrytest.NewBlob(1, 3*pieceSize+1000)
+	cut := errors.New("cut")
+	ctx, fail := t.Context(), t.Fatal
+	rapid.Check(t, func(t *rapid.T) {
+		size := rapid.SampledFrom([]int{0, 1, pieceSize - 1, pieceSize, pieceSize + 1, 2 * pieceSize, 3*pieceSize + 999}).Draw(t, "size")
+		content := blob.Bytes[:size]
+		started, err := s.StartUpload(ctx, testRepo)
+		if err != nil {
+			fail(err)
+		}
+		u := started.(*upload)
+		for at := 0; at < size || size == 0; {
+			end := rapid.SampledFrom([]int{1, pieceSize, pieceSize + 7, 4 * pieceSize}).Draw(t, "request")
+			end = min(at+end, size)
+			parts := rapid.SliceOfN(rapid.SampledFrom([]int{1, 1000, 16 << 10, 64 << 10, pieceSize - 1, pieceSize, 4 * pieceSize}), 0, 6).Draw(t, "parts")
+			last, isCut := io.EOF, rapid.Bool().Draw(t, "cut")
+			if isCut {
+				last = cut
+			}
+			n, err := u.ReadFrom(&inParts{content[at:end], parts, last})
+			if n != int64(end-at) || isCut != errors.Is(err, cut) || !isCut && err != nil {
+				t.Fatalf("%d bytes of %d: %v", n, end-at, err)
+			}
+			if at = end; u.Size() != int64(at) || u.ses.hash.n != int64(at) {
+				t.Fatalf("%d bytes are here, %d hashed, after %d", u.Size(), u.ses.hash.n, at)
+			}
+			if size == 0 {
+				break
+			}
+		}
+		got := make([]byte, size)
+		if _, err := u.file.ReadAt(got, 0); err != nil && !errors.Is(err, io.EOF) || !bytes.Equal(got, content) {
+			t.Fatalf("not what was sent: %v", err)
+		}
+		if d, err := u.Commit(ctx, registrytest.BlobOf("", content).Digest); err != nil || d.Size != int64(size) {
+			t.Fatalf("%+v, %v", d, err)
+		}
+	})
+}
+
+// TestFailedWriteWhileABodyComes: the request ends with the reason, and no goroutine hashes on.
+func TestFailedWriteWhileABodyComes(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	u, err := s.StartUpload(t.Context(), testRepo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.(*upload).file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := u.(*upload).ReadFrom(bytes.NewReader(make([]byte, 2*pieceSize))); n != 0 || err == nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
