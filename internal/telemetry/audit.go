@@ -46,6 +46,8 @@ type AuditLog struct {
 	queue   bytes.Buffer
 	lost    uint64 // not in the queue because it was full
 	failure error  // of the last batch
+	written uint64 // number of the last record that is in the file
+	synced  uint64 // number of the last record that a power cut leaves
 }
 
 // NewAuditLog returns a log that keeps nothing until Enable, and writes nothing until Run.
@@ -137,6 +139,16 @@ func (a *AuditLog) Trouble() (lost uint64, err error) {
 	return a.lost, a.failure
 }
 
+// Reached returns the number of the last record, and that of the last one that is on the disk for good.
+func (a *AuditLog) Reached() (last, synced uint64) {
+	if a == nil {
+		return 0, 0
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seq, a.synced
+}
+
 // Open reads where an earlier process ended, so that records get numbers from now on. Run tries again where it fails.
 func (a *AuditLog) Open(dir string) error {
 	seq, err := recoverDir(dir)
@@ -174,7 +186,7 @@ func (a *AuditLog) Run(ctx context.Context, dir string) {
 			pending = false
 			err := a.write(w, dir) // what a failed round left
 			if err == nil {
-				err = w.sync()
+				err = a.sync(w)
 			}
 			if a.note(err); err != nil {
 				timer.Reset(retryPause)
@@ -200,19 +212,32 @@ func (a *AuditLog) write(w *writer, dir string) error {
 		a.lost = 0
 		a.add(registry.AuditRecord{Category: registry.AuditLog, Operation: "lost", Result: registry.AuditFailed, Count: lost})
 	}
-	lines := bytes.Clone(a.queue.Bytes())
+	lines, last := bytes.Clone(a.queue.Bytes()), a.seq
 	a.queue.Reset()
 	a.mu.Unlock()
 	rest, err := w.write(lines)
-	if len(rest) > 0 {
-		a.mu.Lock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(rest) == 0 {
+		a.written = last
+	} else {
 		newer := bytes.Clone(a.queue.Bytes())
 		a.queue.Reset()
 		a.queue.Write(rest)
 		a.queue.Write(newer)
-		a.mu.Unlock()
 	}
 	return err
+}
+
+// sync makes what is in the file last.
+func (a *AuditLog) sync(w *writer) error {
+	if err := w.sync(); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.synced = a.written
+	return nil
 }
 
 // note keeps how the last round ended, and logs when that changes.

@@ -255,6 +255,8 @@ var (
 	theOutboxWhy = gauge("outbox_last_failure", "1 with why the last change could not be delivered; nothing after one that could.", "held", "reason")
 	theOutboxAge = gauge("outbox_oldest_timestamp_seconds", "When the first push was acknowledged that is not at the parent yet.")
 	theAuditLost = counter("audit_lost_records_total", "Records of the audit log that a full disk lost and that the log does not tell of yet.")
+	theAuditLast = counter("audit_records_total", "Number of the last record of the audit log.")
+	theAuditSync = counter("audit_synced_records_total", "Number of the last record of the audit log that is on the disk for good.")
 	theAuditOK   = gauge("audit_writable", "1 when the audit log can be written.")
 )
 
@@ -263,6 +265,9 @@ func (m *Metrics) writeState(w io.Writer) {
 	if m.audit != nil {
 		lost, err := m.audit.Trouble()
 		theAuditLost.value(w, float64(lost))
+		last, synced := m.audit.Reached()
+		theAuditLast.value(w, float64(last))
+		theAuditSync.value(w, float64(synced))
 		theAuditOK.value(w, truth(err == nil))
 	}
 	if m.status == nil {

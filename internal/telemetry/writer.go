@@ -79,7 +79,12 @@ func (w *writer) ready() error {
 	if w.f != nil {
 		return nil
 	}
-	if err := os.MkdirAll(w.dir, 0o700); err != nil {
+	if err := os.Mkdir(w.dir, 0o700); err == nil {
+		err = syncDir(filepath.Dir(w.dir))
+		if err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	if _, err := recoverDir(w.dir); err != nil {
@@ -105,6 +110,9 @@ func (w *writer) sync() error {
 	if w.f == nil || !w.dirty {
 		return nil
 	}
+	if omitSync {
+		return nil
+	}
 	if err := w.f.Sync(); err != nil {
 		// What the kernel had is gone or not, nobody can tell: the file is opened anew and goes on.
 		return errors.Join(err, w.close())
@@ -120,7 +128,7 @@ func (w *writer) close() error {
 	f, dirty := w.f, w.dirty
 	w.f, w.dirty = nil, false
 	var err error
-	if dirty {
+	if dirty && !omitSync {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
@@ -225,6 +233,8 @@ func readTail(path string) (last uint64, good, size int64, err error) {
 		if seq, ok := seqOf(rest[:i]); ok {
 			last = max(last, seq)
 			good = int64(len(raw) - len(rest) + i + 1)
+		} else if len(rest) <= maxQueue && bytes.IndexByte(rest[:i], 0) >= 0 {
+			break // a hole that a power cut left: what stands behind it was on its way in the same batch
 		}
 		rest = rest[i+1:]
 	}
@@ -257,6 +267,9 @@ func firstSeq(path string) (uint64, error) {
 }
 
 func syncDir(dir string) error {
+	if omitDirSync {
+		return nil
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -135,15 +135,9 @@ func traced(ctx context.Context, base, binary string) (lacks string, err error) 
 	}
 	image := registrytest.NewImage(1, 5000, 7000)
 	err = r.client.push(ctx, "local/app", "v1", image)
-	ended := fmt.Appendf(nil, "\n%d +++ exited", r.layer.Pid())
-	if err = errors.Join(err, r.close()); err != nil {
+	pid := r.layer.Pid()
+	if err = errors.Join(err, r.close(), ended(trace, pid)); err != nil {
 		return "", err
-	}
-	for range 500 { // strace ends after what it traces
-		if body, _ := os.ReadFile(trace); bytes.Contains(body, ended) {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	want := map[string]bool{image.Digest.Encoded(): true}
 	for _, b := range image.Blobs {
@@ -155,6 +149,18 @@ func traced(ctx context.Context, base, binary string) (lacks string, err error) 
 	}
 	defer f.Close()
 	return order(bufio.NewScanner(f), want)
+}
+
+// ended waits for the end of a trace: strace ends after what it traces.
+func ended(trace string, pid int) error {
+	end := fmt.Appendf(nil, "\n%d +++ exited", pid)
+	for range 3000 {
+		if body, _ := os.ReadFile(trace); bytes.Contains(body, end) {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("%s has no end", trace)
 }
 
 var (
