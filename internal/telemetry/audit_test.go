@@ -158,6 +158,9 @@ func TestPowerCutLeavesAllButTheLastBatch(t *testing.T) {
 				a.Audit(t.Context(), push("early"))
 			}
 			time.Sleep(2 * batch)
+			if last, synced := a.Reached(); last != synced || last != uint64(early)+1 {
+				t.Errorf("after two batches %d of %d records are synced", synced, last)
+			}
 			for range late {
 				a.Audit(t.Context(), push("late"))
 			}
@@ -188,6 +191,43 @@ func TestPowerCutLeavesAllButTheLastBatch(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestHoleInTheEnd: a file system may have brought the end of a batch to the disk and not its middle. The log ends before
+// the hole then; a line that is damaged otherwise is no reason to forget those behind it.
+func TestHoleInTheEnd(t *testing.T) {
+	for what, tt := range map[string]struct {
+		damage string
+		kept   int
+	}{
+		"a hole": {strings.Repeat("\x00", 20), 4}, "another byte": {"{", 10},
+	} {
+		dir := t.TempDir()
+		a, stop := run(t, dir, AuditOptions{})
+		a.Enable(t.Context(), true)
+		for range 9 {
+			a.Audit(t.Context(), push("acme/app"))
+		}
+		stop()
+		path := filepath.Join(dir, currentName)
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := 0
+		for range 4 {
+			at += strings.IndexByte(string(raw[at:]), '\n') + 1
+		}
+		copy(raw[at+5:], tt.damage)
+		if err := os.WriteFile(path, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		last, err := recoverDir(dir)
+		after, _ := os.ReadFile(path)
+		if n := strings.Count(string(after), "\n"); err != nil || n != tt.kept || last != uint64(tt.kept) {
+			t.Errorf("%s: %v, %d lines are left and the last has number %d, want %d", what, err, n, last, tt.kept)
+		}
+	}
 }
 
 func TestFilesAreRotatedAndBounded(t *testing.T) {
