@@ -13,13 +13,17 @@ type ServerOptions struct {
 	Logger      *slog.Logger
 	BaseContext context.Context // of all requests; nil: package net/http's
 	IdleTimeout time.Duration   // of a kept connection; 0 is 2 min
+	MaxConns    int             // at once; 0 is 2048. Beyond it the one that waits longest without a request is closed
 }
 
-// NewServer returns a server that a slow or greedy client cannot hold for ever: 5 s for a request's header, 32 KiB of
-// it. Bodies have no total time, since a layer over a thin link takes hours: handlers set rolling deadlines.
+// NewServer returns a server that slow or greedy clients cannot hold for ever: 5 s for a handshake and for a request's
+// header, 32 KiB of it, 100 requests at once over one connection of HTTP/2, and a bound to the connections. Bodies have no total time, since a layer over a thin link takes hours: handlers set rolling deadlines.
 func NewServer(h http.Handler, o ServerOptions) *http.Server {
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = 2 * time.Minute
+	}
+	if o.MaxConns <= 0 {
+		o.MaxConns = maxConns
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -29,6 +33,8 @@ func NewServer(h http.Handler, o ServerOptions) *http.Server {
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       o.IdleTimeout,
 		MaxHeaderBytes:    32 << 10,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 100},
+		ConnState:         (&crowd{limit: o.MaxConns}).state,
 		ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug), // scanners fill it
 	}
 	if o.BaseContext != nil {

@@ -77,6 +77,57 @@ func TestServerEndsSlowHeaders(t *testing.T) {
 	})
 }
 
+// TestServerIsNotCrowdedOut: of too many connections those go that wait longest without a request; a request that is under
+// way, and one that comes last, are answered.
+func TestServerIsNotCrowdedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most = 8
+		hold := make(chan struct{})
+		dial := dialServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				<-hold
+			}
+			fmt.Fprint(w, "here")
+		}), transport.ServerOptions{MaxConns: most})
+		ask := func(c net.Conn, path string) *http.Response {
+			if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", path); err != nil {
+				t.Error(err)
+				return nil
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Error(err)
+			}
+			return resp
+		}
+		var slow sync.WaitGroup
+		busy := dial()
+		slow.Go(func() { ask(busy, "/slow") })
+		synctest.Wait()
+		closed := 0
+		var mu sync.Mutex
+		for range 10 * most {
+			c := dial()
+			go func() {
+				_, _ = io.Copy(io.Discard, c)
+				mu.Lock()
+				closed++
+				mu.Unlock()
+			}()
+			synctest.Wait()
+		}
+		ask(dial(), "/")
+		synctest.Wait()
+		mu.Lock()
+		if want := 10*most + 2 - most; closed != want {
+			t.Errorf("%d of %d connections were closed at once, want %d", closed, 10*most+2, want)
+		}
+		mu.Unlock()
+		close(hold)
+		slow.Wait()
+	})
+}
+
 func TestServerRefusesLargeHeaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := dialServer(t, http.NotFoundHandler(), transport.ServerOptions{})()

@@ -202,7 +202,7 @@ func (r *auditRig) round(ctx context.Context, rng *rand.Rand) error {
 	defer stop()
 	var pushing sync.WaitGroup
 	pushing.Go(func() {
-		for more.Err() == nil && r.push(more, fmt.Sprint("more", rng.IntN(100))) == nil { //nolint:revive // until the cut
+		for more.Err() == nil && r.push(more, fmt.Sprint("more", rng.IntN(100))) == nil {
 		}
 	})
 	err = r.layer.Until(waiting, "the first records are synced", func(ctx context.Context) (bool, error) {
