@@ -313,7 +313,8 @@ func (f *flooded) rapidReset() {
 		id := uint32(2*i + 1)
 		err = errors.Join(
 			h.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: h.header(), EndStream: true, EndHeaders: true}),
-			h.WriteRSTStream(id, http2.ErrCodeCancel))
+			h.WriteRSTStream(id, http2.ErrCodeCancel),
+		)
 		if i%10_000 == 0 {
 			f.pull()
 		}
@@ -328,7 +329,8 @@ func (f *flooded) madeReset() {
 		id := uint32(2*i + 1)
 		err = errors.Join(
 			h.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: h.header(), EndHeaders: true}),
-			h.WriteRawFrame(http2.FrameWindowUpdate, 0, id, []byte{0, 0, 0, 0})) // by nothing, for which the server resets
+			h.WriteRawFrame(http2.FrameWindowUpdate, 0, id, []byte{0, 0, 0, 0}),
+		) // by nothing, for which the server resets
 	}
 	f.t.Logf("20,000 streams that the server resets: alive %t, GOAWAY %d", h.alive(f.t), int(h.away.Load())-1)
 }
