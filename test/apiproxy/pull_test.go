@@ -216,6 +216,9 @@ func TestTokens(t *testing.T) {
 				t.Errorf("%s: a reader starts an upload: %s %s", l.name, resp.Status, body)
 			}
 		}
+		for _, l := range s.layers {
+			s.realm(l)
+		}
 		// The layer's own token reaches the registry above, whichever device that is on.
 		for _, l := range s.layers[:2] {
 			users := map[string]int{}
@@ -261,6 +264,37 @@ func TestTokens(t *testing.T) {
 		answers(http.StatusOK)
 		s.synced(s.bottom(), 2)
 	})
+}
+
+// realm is the way of Azure's tools: where a registry is behind the proxy, its challenge names a token endpoint at the
+// address that the client came by, and the token from there works; a device that forwards has no such paths at all, so
+// that it names none that could not be reached.
+func (s *site) realm(l *stratum) {
+	s.t.Helper()
+	resp, _ := s.send(l, "", "GET", "/acr/v1/_catalog", http.NoBody, nil)
+	challenge := resp.Header.Get("Www-Authenticate")
+	if l.registry == nil {
+		if resp.StatusCode != http.StatusNotFound || challenge != "" {
+			s.t.Errorf("%s forwards: %s, challenge %q", l.name, resp.Status, challenge)
+		}
+		return
+	}
+	at, ok := strings.CutPrefix(challenge, `Bearer realm="https://`+l.proxy.Addr())
+	at, _, _ = strings.Cut(at, `"`)
+	if resp.StatusCode != http.StatusUnauthorized || !ok {
+		s.t.Errorf("%s: %s, challenge %q, want one at %s", l.name, resp.Status, challenge, l.proxy.Addr())
+		return
+	}
+	resp, body := s.send(l, reader, "GET", at+"?service="+l.proxy.Addr()+"&scope=registry:catalog:*", http.NoBody, nil)
+	var token struct {
+		Access string `json:"access_token"`
+	}
+	if err := json.Unmarshal(body, &token); err != nil || token.Access == "" {
+		s.t.Errorf("%s: %s at the realm: %s", l.name, resp.Status, body)
+	}
+	if resp, body = s.send(l, "", "GET", "/acr/v1/_catalog", http.NoBody, map[string]string{"Authorization": "Bearer " + token.Access}); resp.StatusCode != http.StatusOK {
+		s.t.Errorf("%s: %s with the token from the realm: %s", l.name, resp.Status, body)
+	}
 }
 
 // changeAbove pushes a small image to the top registry and returns its digest.
