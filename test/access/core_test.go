@@ -72,7 +72,7 @@ func TestNoCore(t *testing.T) {
 	defer func() { _ = cmd.Process.Kill() }()
 	s := &site{t: t, addr: addr, http: http.DefaultClient}
 	s.until("it listens", func() bool {
-		resp, err := http.Get("http://" + addr + "/v2/") //nolint:noctx // bounded by the loop
+		resp, err := http.Get("http://" + addr + "/v2/")
 		if err != nil {
 			return false
 		}
