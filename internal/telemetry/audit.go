@@ -76,17 +76,14 @@ func (a *AuditLog) Enable(ctx context.Context, on bool) {
 		return
 	}
 	a.mu.Lock()
-	was := a.enabled
-	a.enabled = a.enabled || on
-	a.mu.Unlock()
-	if was == on {
+	defer a.mu.Unlock()
+	if a.enabled == on {
 		return
 	}
 	operation := map[bool]string{true: "enabled", false: "disabled"}[on]
-	a.Audit(ctx, registry.AuditRecord{Category: registry.AuditLog, Operation: operation, Result: registry.AuditSuccess})
-	a.mu.Lock()
+	a.enabled = true
+	a.record(ctx, registry.AuditRecord{Category: registry.AuditLog, Operation: operation, Result: registry.AuditSuccess})
 	a.enabled = on
-	a.mu.Unlock()
 }
 
 // Audit implements registry.Auditor.
@@ -96,6 +93,11 @@ func (a *AuditLog) Audit(ctx context.Context, r registry.AuditRecord) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.record(ctx, r)
+}
+
+// record is Audit. The caller holds the lock.
+func (a *AuditLog) record(ctx context.Context, r registry.AuditRecord) {
 	if !a.enabled {
 		return
 	}

@@ -134,6 +134,12 @@ func TestTokensAreRelayedThroughThreeLayers(t *testing.T) {
 	if s := f.bottom.login("dev", "one"); s != http.StatusOK {
 		t.Errorf("after a day without the parent and a restart: %d", s)
 	}
+	f.bottom.end()
+	*f.away = 200 * 24 * time.Hour
+	f.bottom.start()
+	if s := f.bottom.login("dev", "one"); s != http.StatusOK {
+		t.Errorf("after months without the parent and a restart: %d", s)
+	}
 	// The first password is rotated without a gap, and the guest goes.
 	f.top.doc["clientTokens"] = map[string]any{
 		"layer4": f.top.doc["clientTokens"].(map[string]any)["layer4"],

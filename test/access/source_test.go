@@ -1,0 +1,125 @@
+package access
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/connected-registry/connected-registry/internal/module"
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+// TestTokensFile: tokens of a file work beside those of the document, of which each is the stronger one; a change is in
+// force without a restart, and a file with an error, or none at all, changes nothing.
+func TestTokensFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokens.json")
+	write := func(text string) {
+		t.Helper()
+		must(t, os.WriteFile(path+".new", []byte(text), 0o600))
+		must(t, os.Rename(path+".new", path))
+	}
+	tokens := func(names ...string) string {
+		list := map[string]any{}
+		for _, name := range names {
+			list[name] = map[string]any{"scopeMap": "pull", "password1": digest("file-" + name)}
+		}
+		raw, err := json.Marshal(map[string]any{"scopeMaps": map[string]any{"pull": "repositories/*/content/read"}, "clientTokens": list})
+		must(t, err)
+		return string(raw)
+	}
+	write(tokens("crane", "all"))
+	s := start(t, document(registry.ReadOnly), func(o *module.Options) { o.TokensFile = path })
+	login := func(user, password string) int {
+		return s.ask(request{method: "GET", path: "/v2/", user: user, password: password}).status
+	}
+	s.until("a token of the file works", func() bool { return login("crane", "file-crane") == http.StatusOK })
+	s.ready()
+	if status := login("all", "file-all"); status != http.StatusUnauthorized {
+		t.Errorf("a token of the document with the password of the file: %d", status)
+	}
+	write(tokens("crane", "press"))
+	s.until("another token works", func() bool { return login("press", "file-press") == http.StatusOK })
+	for what, text := range map[string]string{
+		"no JSON": `{"clientTokens"`, "an error": strings.Replace(tokens("crane"), "content/read", "content/fly", 1), "a section more": `{"mode": "ReadWrite"}`,
+	} {
+		write(text)
+		s.until(what+" is in the status", func() bool {
+			return s.wrong("InvalidConfiguration", path)
+		})
+		if status := login("press", "file-press"); status != http.StatusOK {
+			t.Errorf("with %s in the file: %d", what, status)
+		}
+		write(tokens("crane", "press"))
+		s.until("the file is good again", func() bool {
+			return !s.wrong("InvalidConfiguration", path)
+		})
+	}
+	must(t, os.Remove(path))
+	if status := login("press", "file-press"); status != http.StatusOK {
+		t.Errorf("without the file: %d", status)
+	}
+}
+
+// status is what the operator is told; the zero value while nobody answers.
+func (s *site) status() (status registry.Status) {
+	s.t.Helper()
+	_ = module.Control(s.t.Context(), filepath.Join(s.dir, "data"), http.MethodGet, "/status", nil, &status)
+	return status
+}
+
+// wrong reports whether the status has a detail of the code with the text.
+func (s *site) wrong(code, text string) bool {
+	s.t.Helper()
+	return slices.ContainsFunc(s.status().StatusDetails, func(d registry.StatusDetail) bool { return d.Code == code && strings.Contains(d.Description, text) })
+}
+
+// TestDocumentCannotLowerSecurity: a parent over plain http, and whatever would let somebody in, needs a word on the
+// machine. The document alone is refused, which the status says, and nothing is asked over http.
+func TestDocumentCannotLowerSecurity(t *testing.T) {
+	var asked atomic.Int64
+	parent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer parent.Close()
+	endpoint := strings.TrimPrefix(parent.URL, "http://")
+	for what, connection := range map[string]string{
+		"without a connection string":                          "",
+		"with a connection string of https":                    "ConnectedRegistryName=lower;SyncTokenName=lower;SyncTokenPassword=hunter2;ParentGatewayEndpoint=" + endpoint + ";ParentEndpointProtocol=https",
+		"with a connection string of http that is for another": "ConnectedRegistryName=lower;SyncTokenName=lower;SyncTokenPassword=hunter2;ParentGatewayEndpoint=127.0.0.1:9;ParentEndpointProtocol=http",
+	} {
+		doc := document(registry.ReadOnly)
+		doc["parent"] = map[string]any{"gatewayEndpoint": endpoint, "protocol": "http"}
+		doc["repositories"] = map[string]any{"all": "acme/app"}
+		s := start(t, doc, func(o *module.Options) {
+			o.AllowInsecureParent = false
+			o.Lookup = func(name string) (string, bool) {
+				return connection, name == "ACR_REGISTRY_CONNECTION_STRING" && connection != ""
+			}
+		})
+		s.until(what+" it is refused", func() bool {
+			return s.wrong("ParentConfiguration", "http needs consent on this machine")
+		})
+		_ = module.Control(t.Context(), filepath.Join(s.dir, "data"), http.MethodPost, "/methods/sync", nil, new(any)) // with nobody to ask
+	}
+	if n := asked.Load(); n > 0 {
+		t.Errorf("the parent was asked %d times over http", n)
+	}
+	for _, open := range []string{`"serve": {"anonymousPull": true}`, `"insecureAnonymousPull": true`, `"allowInsecureParent": true`, `"serve": {"pullThrough": true, "anonymousPush": true}`} {
+		doc := document(registry.ReadOnly)
+		must(t, json.Unmarshal([]byte("{"+open+"}"), &doc))
+		s := start(t, doc, nil)
+		s.until(open+" is refused", func() bool {
+			return len(s.status().Configuration.Errors) > 0
+		})
+		if a := s.ask(request{method: "GET", path: "/v2/"}); a.status != http.StatusUnauthorized {
+			t.Errorf("with %s somebody without a token is answered %d", open, a.status)
+		}
+	}
+}
