@@ -3,17 +3,20 @@ package access
 import (
 	"bufio"
 	"context"
+	"debug/buildinfo"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -88,6 +91,7 @@ func TestCVE(t *testing.T) {
 		"blob that is back after its delete":      backAfterDelete,   // CVE-2026-35172
 		"body that a check does not see":          oversizedBody,     // CVE-2024-41110, CVE-2026-34040
 		"duplicate credentials, first or second?": twoCredentials,
+		"modules older than their repairs":        oldModules, // CVE-2025-10543, CVE-2024-35255, CVE-2024-6104, CVE-2025-65637, CVE-2025-22870
 	} {
 		t.Run(name, f)
 	}
@@ -495,6 +499,38 @@ func twoCredentials(t *testing.T) {
 		if resp.StatusCode != http.StatusUnauthorized {
 			t.Errorf("%q: %d", both, resp.StatusCode)
 		}
+	}
+}
+
+// oldModules looks into the binary, which knows what it was made of.
+func oldModules(t *testing.T) {
+	info, err := buildinfo.ReadFile(built(t))
+	must(t, err)
+	number := func(version string) (n [3]int) {
+		_, _ = fmt.Sscanf(version, "v%d.%d.%d", &n[0], &n[1], &n[2]) // what is no number is 0, and too old
+		return n
+	}
+	floors := map[string]string{
+		"github.com/eclipse/paho.mqtt.golang":              "v1.5.1",
+		"github.com/Azure/azure-sdk-for-go/sdk/azidentity": "v1.6.0",
+		"github.com/hashicorp/go-retryablehttp":            "v0.7.7",
+		"github.com/sirupsen/logrus":                       "v1.9.3",
+		"github.com/golang-jwt/jwt/v5":                     "v5.2.2",
+		"github.com/regclient/regclient":                   "v0.11.7",
+		"golang.org/x/net":                                 "v0.36.0",
+		"golang.org/x/crypto":                              "v0.35.0",
+	}
+	for _, d := range info.Deps {
+		floor, ok := floors[d.Path]
+		have, least := number(d.Version), number(floor)
+		if ok && slices.Compare(have[:], least[:]) < 0 {
+			t.Errorf("%s %s: want at least %s", d.Path, d.Version, floor)
+		}
+		delete(floors, d.Path)
+	}
+	t.Logf("not in the binary: %v", slices.Collect(maps.Keys(floors)))
+	if len(floors) > 3 {
+		t.Error("most of the modules are not in the binary: their names are wrong here")
 	}
 }
 
