@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -83,7 +84,7 @@ func (b *bench) unchanged(ctx context.Context) error {
 // during is what a sync at full speed costs, and what clients feel of it.
 func (b *bench) during(ctx context.Context) error {
 	t := b.table("during", "a sync at full speed, and local pulls meanwhile", siteNames...)
-	t.note("%d MiB in 4 images, without a link between; a pull is HEAD and GET of the tag, config and a layer of 64 KiB, over a connection that is kept", b.SyncMiB)
+	t.note("%d MiB in 4 images, then in 16 while clients pull, without a link between; a pull is HEAD and GET of the tag, config and a layer of 64 KiB, over a connection that is kept", b.SyncMiB)
 	t.note("distribution syncs by 4 clients that pull what it has not; regsync's figures are those of regsync and olareg together")
 	for n := range b.rounds(b.Rounds) {
 		for _, name := range siteNames {
@@ -118,17 +119,18 @@ func (b *bench) busy(ctx context.Context, t *section, name string) error {
 	if _, err := s.fetch(ctx, b.Tries, small); err != nil {
 		return err
 	}
-	for _, what := range []string{"alone", "with pulls"} {
+	for what, images := range map[string]int{"alone": 4, "with pulls": 4 * turns} {
 		var big []wanted
-		for n := range 4 {
-			w, err := f.put(ctx, "big", fmt.Sprint(what[:4], n), registrytest.NewImage(uint64(len(what)*100+n), b.SyncMiB*mib/8, b.SyncMiB*mib/8))
+		for n := range images {
+			size := b.SyncMiB * mib / images / 2
+			w, err := f.put(ctx, "big", fmt.Sprint(what[:4], n), registrytest.NewImage(uint64(len(what)*100+n), size, size))
 			if err != nil {
 				return err
 			}
 			big = append(big, w)
 		}
 		if what == "with pulls" {
-			if err := b.pulls(ctx, t, name, s, small, big); err != nil {
+			if err := b.pulls(ctx, t, name, f, small, big); err != nil {
 				return err
 			}
 			continue
@@ -172,57 +174,97 @@ func together(ctx context.Context, s site, want []wanted) error {
 	return nil
 }
 
-// pulls measures pulls at rest and while a sync runs.
-func (b *bench) pulls(ctx context.Context, t *section, name string, s site, small wanted, big []wanted) error {
-	i := s.serves()
-	w, err := i.dial(ctx, 64<<10)
+// turns is how often rest and sync take turns, so that what the machine does besides hits both.
+const turns = 4
+
+// pulls measures pulls at rest and while a sync runs, and the same pulls of a process beside it that does nothing else:
+// what those take longer during a sync, the machine takes.
+func (b *bench) pulls(ctx context.Context, t *section, name string, f *field, small wanted, big []wanted) error {
+	idle, err := b.start(ctx, b.peer("floor"), certificate{})
 	if err != nil {
 		return err
 	}
-	defer w.conn.Close()
-	d := small.image.Digest.String()
-	asks := []ask{
-		newAsk(http.MethodHead, i.addr, "/v2/app/manifests/v1", d, small.image.Manifest.Bytes),
-		newAsk(http.MethodGet, i.addr, "/v2/app/manifests/v1", d, small.image.Manifest.Bytes),
+	if err := idle.pusher().image(ctx, small.repo, small.tag, small.image); err != nil {
+		return err
 	}
-	for _, blob := range small.image.Blobs {
-		asks = append(asks, newAsk(http.MethodGet, i.addr, "/v2/app/blobs/"+blob.Digest.String(), blob.Digest.String(), blob.Bytes))
+	var ours, beside [2][]float64 // in ms: at rest, and during a sync
+	own, err := newPuller(ctx, f.site.serves(), small.image)
+	if err != nil {
+		return err
 	}
-	measure := func(until <-chan error) ([]float64, error) {
-		var all []float64
-		for {
+	defer own.conn.Close()
+	other, err := newPuller(ctx, idle, small.image)
+	if err != nil {
+		return err
+	}
+	defer other.conn.Close()
+	for n := range 2 * turns {
+		over := make(chan error, 1)
+		if n%2 == 0 {
+			time.AfterFunc(b.Window, func() { over <- nil })
+		} else {
+			part := big[n/2*len(big)/turns : (n/2+1)*len(big)/turns]
+			go func() { over <- together(ctx, f.site, part) }()
+		}
+		for ended := false; !ended; {
 			select {
-			case err := <-until:
-				return all, err
+			case err := <-over:
+				if err != nil {
+					return err
+				}
+				ended = true
 			default:
 			}
-			began := time.Now()
-			for n := range asks {
-				if err := w.do(&asks[n]); err != nil {
-					return all, err
-				}
+			if err := errors.Join(own.pull(&ours[n%2]), other.pull(&beside[n%2])); err != nil {
+				return err
 			}
-			all = append(all, time.Since(began).Seconds()*1000)
 		}
 	}
-	over := make(chan error, 1)
-	time.AfterFunc(2*b.Window, func() { over <- nil })
-	rest, err := measure(over)
-	if err != nil {
-		return err
+	p99, median := quantile(99), quantile(50)
+	t.row("a pull at rest, p99", "ms").add(name, p99(ours[0]))
+	t.row("a pull during a sync, p99", "ms").add(name, p99(ours[1]))
+	t.row("median, during to at rest", "x").add(name, median(ours[1])/median(ours[0]))
+	t.row("p99, during to at rest", "x", atMost(2)).add(name, p99(ours[1])/p99(ours[0]))
+	t.row("p99, the same of an idle process", "x").add(name, p99(beside[1])/p99(beside[0]))
+	t.row("pulls during a sync", "number").add(name, float64(len(ours[1])))
+	return idle.end()
+}
+
+// puller pulls one image again and again.
+type puller struct {
+	*wire
+	asks []ask
+}
+
+func newPuller(ctx context.Context, i *instance, image registrytest.Image) (*puller, error) {
+	d := image.Digest.String()
+	p := &puller{asks: []ask{
+		newAsk(http.MethodHead, i.addr, "/v2/app/manifests/v1", d, image.Manifest.Bytes),
+		newAsk(http.MethodGet, i.addr, "/v2/app/manifests/v1", d, image.Manifest.Bytes),
+	}}
+	for _, blob := range image.Blobs {
+		p.asks = append(p.asks, newAsk(http.MethodGet, i.addr, "/v2/app/blobs/"+blob.Digest.String(), blob.Digest.String(), blob.Bytes))
 	}
-	go func() { over <- together(ctx, s, big) }()
-	busy, err := measure(over)
-	if err != nil {
-		return err
+	var err error
+	p.wire, err = i.dial(ctx, 64<<10)
+	return p, err
+}
+
+// pull adds how many milliseconds a pull took.
+func (p *puller) pull(to *[]float64) error {
+	began := time.Now()
+	for n := range p.asks {
+		if err := p.do(&p.asks[n]); err != nil {
+			return err
+		}
 	}
-	slices.Sort(rest)
-	slices.Sort(busy)
-	at := func(v []float64, p int) float64 { return v[min(len(v)-1, len(v)*p/100)] }
-	t.row("a pull at rest, p99", "ms").add(name, at(rest, 99))
-	t.row("a pull during a sync, p99", "ms").add(name, at(busy, 99))
-	t.row("median, during to at rest", "x").add(name, at(busy, 50)/at(rest, 50))
-	t.row("p99, during to at rest", "x", atMost(2)).add(name, at(busy, 99)/at(rest, 99))
-	t.row("pulls during a sync", "number").add(name, float64(len(busy)))
+	*to = append(*to, time.Since(began).Seconds()*1000)
 	return nil
+}
+
+func quantile(percent int) func([]float64) float64 {
+	return func(v []float64) float64 {
+		v = slices.Sorted(slices.Values(v))
+		return v[min(len(v)-1, len(v)*percent/100)]
+	}
 }

@@ -149,9 +149,9 @@ func TestCutLayer(t *testing.T) {
 }
 
 func TestKill(t *testing.T) {
-	size, rounds := 100*mib, []int{60}
+	size, rounds := 40*mib, []int{60}
 	if long {
-		rounds = []int{5, 20, 35, 50, 60, 75, 90, 99}
+		size, rounds = 100*mib, []int{5, 20, 35, 50, 60, 75, 90, 99}
 	}
 	s := newSite(t, 1)
 	img := s.push(repo+":1", size, "big")
