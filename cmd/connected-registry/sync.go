@@ -179,11 +179,11 @@ func bar(part, whole int64) string {
 // outlook is what is still to come and when it will be here.
 func outlook(s registry.Status) string {
 	text := size(s.Sync.BytesBehind) + " to come"
-	if s.Sync.BytesPerSecond > 0 {
-		text += fmt.Sprintf(" at %s/s", size(s.Sync.BytesPerSecond))
-	}
-	if !s.Sync.EstimatedEndTime.IsZero() {
-		text += ", done at about " + instant(s.Sync.EstimatedEndTime)
+	switch {
+	case !s.Sync.EstimatedEndTime.IsZero():
+		return fmt.Sprintf("%s at %s/s, done at about %s", text, size(s.Sync.BytesPerSecond), instant(s.Sync.EstimatedEndTime))
+	case len(s.Transfers) > 0 && s.Sync.BytesBehind > 0 && s.Sync.BytesPerSecond > 0:
+		return text + ", waiting for the link"
 	}
 	return text
 }

@@ -28,6 +28,10 @@ func TestProgress(t *testing.T) {
 			t.Errorf("%q is not in\n%s", want, text)
 		}
 	}
+	s.Sync.EstimatedEndTime = time.Time{}
+	if got := outlook(s); got != "30.0 MiB to come, waiting for the link" {
+		t.Errorf("%q", got)
+	}
 	for _, b := range []string{bar(5, 0), bar(-1, 3), bar(9, 3)} {
 		if len(b) != barWidth+2 {
 			t.Errorf("%q", b)

@@ -86,15 +86,19 @@ func (s *Syncer) keepHistory(set Settings, now time.Time) {
 	}
 }
 
-// repositoryStates lists the repositories with what each is behind and when what failed is tried again. The caller
-// holds mu.
-func (s *Syncer) repositoryStates() []registry.RepositoryState {
+// repositoryStates lists the repositories with what each is behind, of which so many bytes of each image are left, and
+// when what failed is tried again. The caller holds mu.
+func (s *Syncer) repositoryStates(left map[subject]int64) []registry.RepositoryState {
 	var list []registry.RepositoryState
 	for _, name := range slices.Sorted(maps.Keys(s.state.repos)) {
 		r := s.state.repos[name]
 		r.Behind = slices.Clone(r.Behind)
 		r.BytesBehind = 0
 		for i, b := range r.Behind {
+			if now, ok := left[subject{name, b.Digest}]; ok && b.Bytes > 0 {
+				b.Bytes = now
+				r.Behind[i].Bytes = now
+			}
 			r.BytesBehind += b.Bytes
 			if again, ok := s.retries[name+":"+b.Tag]; ok {
 				r.Behind[i].NextAttempt = again.next
@@ -107,18 +111,17 @@ func (s *Syncer) repositoryStates() []registry.RepositoryState {
 	return list
 }
 
-// estimate adds how many bytes are still to come and when they will be here at the speed of the link.
+// estimate adds how many bytes are still to come and, unless all of them wait for the link, when they will be here at
+// its speed.
 func (s *Syncer) estimate(out *registry.Status) {
 	for _, r := range out.Repositories {
 		out.Sync.BytesBehind += r.BytesBehind
 	}
-	for _, t := range out.Transfers {
-		out.Sync.BytesBehind -= t.Received - t.Before
-	}
-	out.Sync.BytesBehind = max(out.Sync.BytesBehind, 0)
 	speed, _ := expectedSpeed(s.o.Link.Speed())
 	out.Sync.BytesPerSecond = speed
-	if out.Sync.SyncState == registry.SyncSyncing && out.Sync.BytesBehind > 0 && speed > 0 {
+	moves := s.state.failure == nil && (len(out.Transfers) == 0 ||
+		slices.ContainsFunc(out.Transfers, func(t registry.TransferStatus) bool { return !t.Waiting }))
+	if out.Sync.SyncState == registry.SyncSyncing && out.Sync.BytesBehind > 0 && speed > 0 && moves {
 		left := time.Duration(float64(out.Sync.BytesBehind) / float64(speed) * float64(time.Second))
 		out.Sync.EstimatedEndTime = s.o.Clock.Now().Add(left)
 	}

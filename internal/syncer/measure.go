@@ -3,6 +3,7 @@ package syncer
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 
@@ -74,15 +75,36 @@ func (s *Syncer) measure(ctx context.Context, set Settings, wants []want, seen m
 	slices.SortStableFunc(wants, func(a, b want) int { return cmp.Compare(a.bytes, b.bytes) })
 	for i := range wants {
 		w := &wants[i]
-		w.bytes = 0
-		for _, d := range missing[w.index] {
-			if !seen[d.Digest] {
-				seen[d.Digest] = true
-				w.bytes += max(d.Size-s.store.PartialSize(d.Digest), 0)
-			}
-		}
+		w.lacks = slices.DeleteFunc(missing[w.index], func(d registry.Descriptor) bool {
+			known := seen[d.Digest]
+			seen[d.Digest] = true
+			return known
+		})
+		w.bytes = s.left(ctx, w.lacks)
 	}
 	return nil
+}
+
+// left is how many bytes of the blobs are not here.
+func (s *Syncer) left(ctx context.Context, blobs []registry.Descriptor) (bytes int64) {
+	for _, d := range blobs {
+		if size, ok := s.store.StatContent(ctx, d.Digest); !ok || size != d.Size {
+			bytes += max(d.Size-s.store.PartialSize(d.Digest), 0)
+		}
+	}
+	return bytes
+}
+
+// stillLeft is how many bytes each image that is on its way lacks at this moment, by repository and digest.
+func (s *Syncer) stillLeft() map[subject]int64 {
+	s.mu.Lock()
+	all := maps.Clone(s.state.lacks)
+	s.mu.Unlock()
+	left := make(map[subject]int64, len(all))
+	for image, blobs := range all {
+		left[image] = s.left(s.base, blobs)
+	}
+	return left
 }
 
 // lacks lists the blobs of an image that are not here.

@@ -139,3 +139,50 @@ func TestRestartIsNoReason(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatIsLeftShrinks looks at the status while the second layer of an image waits in its middle: what came of it and
+// what came before it is not to come any more, for the tag, the repository and the registry alike. While nothing moves,
+// nobody is told when it will be here, and what failed is not to come from its beginning.
+func TestWhatIsLeftShrinks(t *testing.T) {
+	const layer, half = 1 << 20, 1 << 19
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := newParent()
+		img := registrytest.NewImage(1, layer, layer)
+		push(t, p, "app", "v1", img)
+		last := img.Blobs[2].Digest
+		p.read = func(d registry.Digest, off int64, _ []byte) error {
+			if d == last && off >= half {
+				return away
+			}
+			return nil
+		}
+		r, stop := newReplica(t, dir, settings(t, p, "app"), syncer.Options{Clock: clock.System()})
+		defer stop()
+		left := func(when string) registry.Status {
+			t.Helper()
+			var st registry.Status
+			r.Describe(&st)
+			if len(st.Repositories) != 1 || len(st.Repositories[0].Behind) != 1 {
+				t.Fatalf("%s: %+v", when, st.Repositories)
+			}
+			repo := st.Repositories[0]
+			for _, n := range []int64{st.Sync.BytesBehind, repo.BytesBehind, repo.Behind[0].Bytes} {
+				if n != layer-half {
+					t.Errorf("%s: %d bytes to come, want %d", when, n, layer-half)
+				}
+			}
+			return st
+		}
+		failed := make(chan error, 1)
+		go func() { failed <- r.Sync(t.Context()) }()
+		time.Sleep(10 * time.Second)
+		if st := left("on its way"); st.Sync.SyncState != registry.SyncSyncing || !st.Sync.EstimatedEndTime.IsZero() {
+			t.Errorf("it waits for the link: %s, done at %v", st.Sync.SyncState, st.Sync.EstimatedEndTime)
+		}
+		if err := <-failed; err == nil {
+			t.Fatal("it came")
+		}
+		left("after it failed")
+	})
+}

@@ -54,7 +54,8 @@ type want struct {
 	tags   []string
 	first  bool
 
-	bytes int64 // that are not here, once it is measured
+	bytes int64                 // that are not here, once it is measured
+	lacks []registry.Descriptor // the blobs that they are of
 	err   error // why it did not come
 	done  bool
 	index int

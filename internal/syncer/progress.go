@@ -87,11 +87,14 @@ func (s *Syncer) setNext(at time.Time) {
 	s.state.sync.NextSyncTime = at
 }
 
-// recordRepositories sets the state of each repository before the plan is carried out: behind by what it fetches.
+// recordRepositories sets the state of each repository before the plan is carried out: behind by what it fetches, and by
+// what failed and is left alone for a while.
 func (s *Syncer) recordRepositories(l listing, p plan, local map[string][]registry.LocalTag) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	repos := s.state.repos
+	resting, lacks := s.failedStates(), s.state.lacks
+	s.state.lacks = map[subject][]registry.Descriptor{}
 	if l.all || len(l.complete) > 0 {
 		maps.DeleteFunc(repos, func(repo string, _ registry.RepositoryState) bool { return l.all || l.complete[repo] })
 	}
@@ -109,6 +112,17 @@ func (s *Syncer) recordRepositories(l listing, p plan, local map[string][]regist
 		}
 		repos[w.repo] = r
 	}
+	for key, b := range resting {
+		r := repos[key.repo]
+		if slices.ContainsFunc(r.Behind, func(t registry.TagState) bool { return t.Tag == b.Tag }) {
+			continue
+		}
+		r.Repository, r.Behind = key.repo, append(slices.Clone(r.Behind), b)
+		repos[key.repo] = r
+		if blobs, ok := lacks[subject{key.repo, b.Digest}]; ok {
+			s.state.lacks[subject{key.repo, b.Digest}] = blobs
+		}
+	}
 	for _, b := range l.broken {
 		r := repos[b.repo]
 		r.Repository = b.repo
@@ -118,11 +132,33 @@ func (s *Syncer) recordRepositories(l listing, p plan, local map[string][]regist
 	}
 }
 
+// failedStates returns the tags that failed by themselves, as they are shown. The caller holds mu.
+func (s *Syncer) failedStates() map[tagName]registry.TagState {
+	states := map[tagName]registry.TagState{}
+	for _, r := range s.retries {
+		c := r.change
+		if c.Tag == "" {
+			continue
+		}
+		state := registry.TagState{Tag: c.Tag, Digest: c.Digest, Error: message(r.err)}
+		for _, b := range s.state.repos[c.Repository].Behind {
+			if b.Tag == c.Tag && b.Digest == c.Digest {
+				state.Bytes = b.Bytes
+			}
+		}
+		states[tagName{c.Repository, c.Tag}] = state
+	}
+	return states
+}
+
 // recordSizes records how many bytes the tags of measured images are behind.
 func (s *Syncer) recordSizes(wants []want) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, w := range wants {
+		if len(w.lacks) > 0 {
+			s.state.lacks[subject{w.repo, w.digest}] = w.lacks
+		}
 		r := s.state.repos[w.repo]
 		r.Behind = slices.Clone(r.Behind)
 		for i, b := range r.Behind {
@@ -141,6 +177,9 @@ func (s *Syncer) recordSizes(wants []want) {
 func (s *Syncer) recordTags(w want) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if w.err == nil {
+		delete(s.state.lacks, subject{w.repo, w.digest})
+	}
 	r := s.state.repos[w.repo]
 	r.Repository = w.repo
 	r.Behind = slices.Clone(r.Behind)
@@ -172,7 +211,7 @@ func (s *Syncer) repoFailed(repo string, err error) {
 // Describe fills in what the syncer knows of the registry's status.
 func (s *Syncer) Describe(out *registry.Status) {
 	defer s.up.describe(out)
-	transfers := s.fetch.snapshot()
+	transfers, left := s.fetch.snapshot(), s.stillLeft()
 	slices.SortFunc(transfers, func(a, b registry.TransferStatus) int { return cmp.Compare(a.Digest, b.Digest) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,7 +221,7 @@ func (s *Syncer) Describe(out *registry.Status) {
 	out.LastActivityTime = s.state.lastContact
 	out.Sync = s.state.sync
 	out.History = slices.Clone(s.state.history)
-	out.Repositories = s.repositoryStates()
+	out.Repositories = s.repositoryStates(left)
 	s.estimate(out)
 	if s.settings.Parent != nil {
 		out.Traffic = s.settings.Parent.Traffic()

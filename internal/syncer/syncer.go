@@ -139,6 +139,7 @@ type state struct {
 	history     []registry.SyncIteration // newest first
 	kept        time.Time                // when the history was made durable last
 	repos       map[string]registry.RepositoryState
+	lacks       map[subject][]registry.Descriptor // blobs that were not here when an image was measured
 	failed      error // of the last iteration; nil when it was good
 }
 
@@ -166,7 +167,7 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 		o.Patience = patience
 	}
 	s := &Syncer{base: ctx, store: store, o: o, changed: make(chan struct{}), wake: make(chan struct{})}
-	s.state.repos = map[string]registry.RepositoryState{}
+	s.state.repos, s.state.lacks = map[string]registry.RepositoryState{}, map[subject][]registry.Descriptor{}
 	s.recent = map[string]recent{}
 	s.retries = map[string]retry{}
 	s.subjects = map[subject]followed{}

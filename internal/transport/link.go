@@ -256,7 +256,7 @@ func (l *Link) count(n int) {
 		return
 	}
 	fresh := float64(l.moved) / took.Seconds()
-	if l.speed == 0 {
+	if l.speed == 0 || fresh > 2*l.speed || 2*fresh < l.speed { // another link, or as good as
 		l.speed = fresh
 	}
 	l.speed += (fresh - l.speed) / 2
