@@ -56,7 +56,7 @@ type want struct {
 
 	bytes int64                 // that are not here, once it is measured
 	lacks []registry.Descriptor // the blobs that they are of
-	err   error // why it did not come
+	err   error                 // why it did not come
 	done  bool
 	index int
 	mark  uint64 // of the listing

@@ -140,7 +140,7 @@ type state struct {
 	kept        time.Time                // when the history was made durable last
 	repos       map[string]registry.RepositoryState
 	lacks       map[subject][]registry.Descriptor // blobs that were not here when an image was measured
-	failed      error // of the last iteration; nil when it was good
+	failed      error                             // of the last iteration; nil when it was good
 }
 
 // since is when each kind of trouble began; trying again in vain begins nothing.
