@@ -12,10 +12,15 @@ import (
 func TestAnonymous(t *testing.T) {
 	t.Parallel()
 	newSite(t, true, "127.0.0.1").doors(t, func(d *door) {
-		for name, pull := range map[string]func(*door, *content, string) (*client, []string){
+		clients := map[string]func(*door, *content, string) (*client, []string){
 			"skopeo": anonymousSkopeo, "regctl": anonymousRegctl, "crane": anonymousCrane, "oras": anonymousOras,
 			"podman": anonymousContainers("podman"), "buildah": anonymousContainers("buildah"), "ctr": anonymousCtr,
-		} {
+			"helm": anonymousHelm, "notation": anonymousNotation,
+		}
+		if hasCosign() {
+			clients["cosign"] = anonymousCosign
+		}
+		for name, pull := range clients {
 			d.t.Run(name, func(t *testing.T) {
 				one := &door{site: d.site, t: t, tls: d.tls, up: d.up, down: d.down}
 				c := one.pushed("anonymous/" + name)
@@ -89,4 +94,44 @@ func anonymousCtr(d *door, c *content, ref string) (*client, []string) {
 	ctr.run(append(append([]string{"images", "pull"}, access...), "--all-platforms", "--snapshotter", "native", ref+":1")...)
 	contains(d.t, ctr.run("images", "list", "name=="+ref+":1"), c.index)
 	return ctr, append(append([]string{"images", "push"}, access...), d.up+"/nobody:1", ref+":1")
+}
+
+// anonymousHelm pulls a chart that somebody with a token pushed.
+func anonymousHelm(d *door, _ *content, ref string) (*client, []string) {
+	plain := when(!d.tls, "--plain-http")
+	builder := d.client("helm")
+	builder.login(d, append([]string{"registry", "login", "--username", user, "--password-stdin", d.up}, plain...)...)
+	chart := builder.chart("line")
+	builder.run(append([]string{"push", chart, "oci://" + d.up + "/" + d.repo("anonymous/helm")}, plain...)...)
+
+	helm := d.client("helm")
+	helm.run(append([]string{"pull", "--destination", helm.home, "--version", "1.2.3", "oci://" + ref + "/line"}, plain...)...)
+	helm.holds("line-1.2.3.tgz", chart)
+	contains(d.t, helm.run(append([]string{"show", "chart", "oci://" + ref + "/line", "--version", "1.2.3"}, plain...)...), "version: 1.2.3")
+	return helm, append([]string{"push", chart, "oci://" + d.up + "/nobody"}, plain...)
+}
+
+// anonymousNotation verifies what somebody with a token signed.
+func anonymousNotation(d *door, c *content, ref string) (*client, []string) {
+	plain := when(!d.tls, "--insecure-registry")
+	up := d.up + "/" + d.repo("anonymous/notation") + "@" + c.index
+	n := d.notation()
+	n.run(append([]string{"sign", "--username", user, "--password", d.password, up}, plain...)...)
+	contains(d.t, n.run(append([]string{"verify", ref + "@" + c.index}, plain...)...), "Successfully verified")
+	contains(d.t, n.run(append([]string{"list", ref + "@" + c.index}, plain...)...), "application/vnd.cncf.notary.signature")
+	return n, append([]string{"sign", up}, plain...)
+}
+
+// anonymousCosign verifies what somebody with a token signed.
+func anonymousCosign(d *door, c *content, ref string) (*client, []string) {
+	up := d.up + "/" + d.repo("anonymous/cosign") + "@" + c.index
+	builder := d.cosign()
+	builder.login(d, "login", d.up, "--username", user, "--password-stdin")
+	sign, verify := d.cosignCommands()
+	builder.run(append(sign, up)...)
+
+	co := d.client("cosign")
+	co.env, co.home = append(co.env, "COSIGN_PASSWORD="), builder.home // the keys; without the sign-in, which is elsewhere in env
+	contains(d.t, co.run(append(verify, ref+"@"+c.index)...), c.index)
+	return co, append(sign, up)
 }

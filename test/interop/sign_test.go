@@ -12,11 +12,7 @@ import (
 func TestNotation(t *testing.T) {
 	doors(t, func(d *door) {
 		c := d.pushed("notation")
-		n := d.client("notation")
-		n.run("cert", "generate-test", "--default", "example.com")
-		policy := `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"},
-			"trustStores": ["ca:example.com"], "trustedIdentities": ["*"]}]}`
-		must(d.t, os.WriteFile(filepath.Join(n.home, "config", "notation", "trustpolicy.json"), []byte(policy), 0o600))
+		n := d.notation()
 		flags := append(when(!d.tls, "--insecure-registry"), "--username", user, "--password", d.password)
 		run := func(args ...string) []byte { return n.run(append(args, flags...)...) }
 		up, down := d.up+"/"+d.repo("notation")+"@"+c.index, d.down+"/"+d.repo("notation")+"@"+c.index
@@ -35,26 +31,55 @@ func TestNotation(t *testing.T) {
 	})
 }
 
+// notation returns a client with a key of its own, which it trusts.
+func (d *door) notation() *client {
+	d.t.Helper()
+	n := d.client("notation")
+	n.run("cert", "generate-test", "--default", "example.com")
+	policy := `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"},
+		"trustStores": ["ca:example.com"], "trustedIdentities": ["*"]}]}`
+	must(d.t, os.WriteFile(filepath.Join(n.home, "config", "notation", "trustpolicy.json"), []byte(policy), 0o600))
+	return n
+}
+
+// hasCosign reports whether cosign is here, or has to be.
+func hasCosign() bool {
+	_, err := os.Stat(filepath.Join("..", "..", ".tools", "bin", "cosign"))
+	return err == nil || os.Getenv("INTEROP") == "long"
+}
+
+// cosign returns a client with a key of its own.
+func (d *door) cosign() *client {
+	d.t.Helper()
+	co := d.client("cosign")
+	co.env = append(co.env, "COSIGN_PASSWORD=")
+	co.run("generate-key-pair")
+	return co
+}
+
+// cosignCommands sign and verify with that key, without a log that has to be asked.
+func (d *door) cosignCommands() (sign, verify []string) {
+	plain := when(!d.tls, "--allow-http-registry")
+	sign = append([]string{
+		"sign", "--key", "cosign.key", "--tlog-upload=false", "--use-signing-config=false", "--new-bundle-format=false", "-y",
+	}, plain...)
+	return sign, append([]string{"verify", "--key", "cosign.pub", "--insecure-ignore-tlog=true", "--new-bundle-format=false"}, plain...)
+}
+
 // TestCosign signs an index with a key, and verifies it where it was signed and through the child. It takes minutes to
 // build: make test-interop-long does, and make test-interop uses what is there.
 func TestCosign(t *testing.T) {
-	if _, err := os.Stat(filepath.Join("..", "..", ".tools", "bin", "cosign")); err != nil && os.Getenv("INTEROP") != "long" {
+	if !hasCosign() {
 		t.Skip("cosign is missing: make test-interop-long builds it")
 	}
 	doors(t, func(d *door) {
 		c := d.pushed("cosign")
-		co := d.client("cosign")
-		co.env = append(co.env, "COSIGN_PASSWORD=")
+		co := d.cosign()
 		for _, addr := range []string{d.up, d.down} {
 			co.login(d, "login", addr, "--username", user, "--password-stdin")
 		}
-		co.run("generate-key-pair")
 		up, down := d.up+"/"+d.repo("cosign")+"@"+c.index, d.down+"/"+d.repo("cosign")+"@"+c.index
-		plain := when(!d.tls, "--allow-http-registry")
-		verify := append([]string{"verify", "--key", "cosign.pub", "--insecure-ignore-tlog=true", "--new-bundle-format=false"}, plain...)
-		sign := append([]string{
-			"sign", "--key", "cosign.key", "--tlog-upload=false", "--use-signing-config=false", "--new-bundle-format=false", "-y",
-		}, plain...)
+		sign, verify := d.cosignCommands()
 
 		co.fails(append(verify, up)...)
 		co.run(append(sign, up)...)
