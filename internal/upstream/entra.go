@@ -119,8 +119,8 @@ func (e *entra) exchange(ctx context.Context) (string, error) {
 		return "", err
 	}
 	form := url.Values{"grant_type": {"access_token"}, "service": {e.host}, "access_token": {token}}
-	if e.identity.TenantID != "" {
-		form.Set("tenant", e.identity.TenantID)
+	if t := e.identity.TenantID; t != "" && !strings.EqualFold(t, "adfs") { // AD FS, of an Azure Stack Hub, has no tenants
+		form.Set("tenant", t)
 	}
 	var doc struct {
 		RefreshToken string `json:"refresh_token"`

@@ -100,6 +100,8 @@ func newEntra(t *testing.T, now func() time.Time) *entra {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{tenant}/v2.0/.well-known/openid-configuration", e.configuration)
 	mux.HandleFunc("POST /{tenant}/oauth2/v2.0/token", e.token)
+	mux.HandleFunc("GET /adfs/.well-known/openid-configuration", e.federation)
+	mux.HandleFunc("POST /{tenant}/oauth2/token", e.token)
 	e.Server = httptest.NewTLSServer(mux)
 	t.Cleanup(e.Close)
 	local := http.NewServeMux()
@@ -156,6 +158,12 @@ func (e *entra) configuration(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+// federation is AD FS, which signs in to an Azure Stack Hub that is disconnected; it knows no tenants.
+func (e *entra) federation(w http.ResponseWriter, _ *http.Request) {
+	base := e.URL + "/adfs"
+	writeJSON(w, http.StatusOK, map[string]any{"issuer": base, "authorization_endpoint": base + "/oauth2/authorize", "token_endpoint": base + "/oauth2/token"})
+}
+
 // token is the client credentials flow of OAuth 2.0 as Entra documents it.
 func (e *entra) token(w http.ResponseWriter, r *http.Request) {
 	if fail := e.note(r, "client_credentials"); fail != 0 {
@@ -167,7 +175,7 @@ func (e *entra) token(w http.ResponseWriter, r *http.Request) {
 	}
 	form := func(name string) string { return r.FormValue(name) }
 	switch {
-	case r.PathValue("tenant") != tenant:
+	case r.PathValue("tenant") != tenant && r.PathValue("tenant") != "adfs":
 		refuse("AADSTS90002", "Tenant not found.")
 	case form("grant_type") != "client_credentials" || form("client_id") != client:
 		refuse("AADSTS700016", "Application was not found in the directory.")

@@ -143,6 +143,7 @@ func TestIdentities(t *testing.T) {
 		"managed identity": func(c *cloud, o *upstream.Options) { managed(t, c, o, client) },
 		"system-assigned":  func(c *cloud, o *upstream.Options) { managed(t, c, o, "") },
 		"Azure CLI":        func(c *cloud, o *upstream.Options) { o.Identity.Kind = upstream.AzureCLI; fakeCLI(t, c) },
+		"Azure Stack Hub":  func(_ *cloud, o *upstream.Options) { o.Identity.TenantID = "adfs" },
 		"sync token": func(_ *cloud, o *upstream.Options) {
 			o.Identity, o.Username, o.Password = upstream.Identity{}, tokenName, tokenPassword
 		},

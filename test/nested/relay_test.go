@@ -62,6 +62,9 @@ func newFamily(t *testing.T) *family {
 			o.Clock = clock.Func(func() time.Time { return time.Now().Add(now) })
 			parent, _ := l.doc["parent"].(map[string]any)
 			o.Lookup = func(name string) (string, bool) {
+				if name == "ACR_REGISTRY_LOGIN_SERVER" {
+					return l.name + ".example:8000", true
+				}
 				if name != "ACR_REGISTRY_CONNECTION_STRING" || parent == nil {
 					return "", false
 				}
@@ -172,7 +175,7 @@ func TestTree(t *testing.T) {
 	const two = "layer4  ReadOnly Online 1.2.3; layer3 layer4 ReadOnly Online 1.2.3"
 	f.middle.until("the middle sees two", func() bool { return treeText(f.middle.tree()) == two })
 	bottom := tree[2]
-	if bottom.Schedule != "* * * * *" || bottom.LastSyncTime.IsZero() || bottom.LastActivityTime.IsZero() || bottom.Activation.Status != registry.Active || bottom.InstanceID == "" {
+	if bottom.LoginServer.Host != "layer3.example:8000" || bottom.Schedule != "* * * * *" || bottom.LastSyncTime.IsZero() || bottom.LastActivityTime.IsZero() || bottom.Activation.Status != registry.Active || bottom.InstanceID == "" {
 		t.Errorf("%+v", bottom)
 	}
 	f.middle.end()
