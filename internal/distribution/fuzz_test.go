@@ -15,8 +15,8 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
 )
 
-// FuzzParse checks that whatever is accepted follows the grammar, and that whatever is not is the client's fault.
-func FuzzParse(f *testing.F) {
+// FuzzRoute checks that whatever is accepted follows the grammar, and that whatever is not is the client's fault.
+func FuzzRoute(f *testing.F) {
 	for _, n := range needs {
 		for method := range n.methods {
 			f.Add(method, n.path, "")

@@ -110,9 +110,9 @@ func TestDefaultsAreADocument(t *testing.T) {
 	}
 }
 
-// FuzzParse checks that whatever is written, Parse returns a configuration that is itself a good document, and
+// FuzzConfig checks that whatever is written, Parse returns a configuration that is itself a good document, and
 // reports an error for each section that is not as written.
-func FuzzParse(f *testing.F) {
+func FuzzConfig(f *testing.F) {
 	for _, seed := range []string{
 		"", "{}", example, `{"mode":null}`, `{"parent":{"gatewayEndpoint":"$IOTEDGE_PARENTHOSTNAME:8000"}}`, `{"$version":1,"mode":"x","mode":1}`,
 		`{"repositories":{"a":"b:[ c@d *"},"scopeMaps":{"m":"repositories/a/content/read"}}`, `[[[[`, `{"storage":{"maxMiB":1e999}}`, `{"parent":{"syncProperties":{"schedule":"TZ=0","syncWindow":"P","messageTtl":"PT9999999999999999999H"}}}`,

@@ -246,9 +246,9 @@ func (w *wire) do(a *ask) error {
 	return nil
 }
 
-// drive keeps conns connections busy with the asks, each beginning elsewhere, until more says no. It returns how many
-// were answered, and how long that took without the dialling.
-func (i *instance) drive(ctx context.Context, conns, buffer int, asks []ask, more func() bool) (done int64, took time.Duration, err error) {
+// drive keeps conns connections busy with the asks, each beginning elsewhere, until more says no, which is told for how
+// long they have been. It returns how many were answered, and how long that took without the dialling.
+func (i *instance) drive(ctx context.Context, conns, buffer int, asks []ask, more func(time.Duration) bool) (done int64, took time.Duration, err error) {
 	var wires []*wire
 	defer func() {
 		for _, w := range wires {
@@ -271,7 +271,7 @@ func (i *instance) drive(ctx context.Context, conns, buffer int, asks []ask, mor
 	began := time.Now()
 	for n, w := range wires {
 		group.Go(func() {
-			for k := n; more() && ctx.Err() == nil; k++ {
+			for k := n; more(time.Since(began)) && ctx.Err() == nil; k++ {
 				if err := w.do(&asks[k%len(asks)]); err != nil {
 					failed <- fmt.Errorf("%s: %w", i.name, err)
 					return

@@ -76,8 +76,8 @@ func (b *bench) manifests(ctx context.Context) error {
 			cost := t.row(name, "CPU us/req", atMost(40), atMost(0.5).to("olareg"), atMost(0.15).to("distribution"))
 			for range b.rounds(b.Rounds) {
 				for _, i := range all {
-					cpu, until := i.cpu(), time.Now().Add(b.Window)
-					n, took, err := i.drive(ctx, conns, 16<<10, asks[what][i], func() bool { return time.Now().Before(until) })
+					cpu := i.cpu()
+					n, took, err := i.drive(ctx, conns, 16<<10, asks[what][i], func(so time.Duration) bool { return so < b.Window })
 					if err != nil {
 						return err
 					}
@@ -143,7 +143,7 @@ func (b *bench) pull(ctx context.Context, i *instance, layer registrytest.Blob, 
 		left <- struct{}{}
 	}
 	before := i.cpu()
-	n, took, err := i.drive(ctx, streams, 256<<10, asks, func() bool {
+	n, took, err := i.drive(ctx, streams, 256<<10, asks, func(time.Duration) bool {
 		select {
 		case <-left:
 			return true
