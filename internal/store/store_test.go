@@ -2,6 +2,10 @@ package store
 
 import (
 	"flag"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"go.etcd.io/bbolt"
@@ -92,3 +96,43 @@ func TestRegistry(t *testing.T) {
 
 // bolt is the database that is in use.
 func (s *Store) bolt() *bbolt.DB { return s.index.Load().db }
+
+// TestNamesAreNoPaths: whatever repositories and tags are called, what they hold is in the files of its digests, and no
+// file comes with a name.
+func TestNamesAreNoPaths(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, Options{})
+	files := func() (list []string) {
+		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && (e.IsDir() || filepath.Dir(path) != dir) { // the index, its log and snapshots come and go
+				list = append(list, path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	image := registrytest.NewImage(1, 100)
+	push := func(repo, tag string) {
+		t.Helper()
+		if err := registrytest.Push(t.Context(), s, repo, tag, image); err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.GetManifest(t.Context(), repo, registry.TagReference(tag))
+		if err != nil || m.Digest != image.Digest {
+			t.Fatalf("%s:%s: %s, %v", repo, tag, m.Digest, err)
+		}
+	}
+	push("acme/app", "v1")
+	before := files()
+	for _, repo := range []string{"blobs/sha256", "uploads", "quarantine/a", "partial", "meta.db", "snapshot-1", "a/blobs/uploads/b", strings.Repeat("a/", 127) + "a"} {
+		for _, tag := range []string{"meta.db", "reserve", "_.._", strings.Repeat("t", 128)} {
+			push(repo, tag)
+		}
+	}
+	if after := files(); !slices.Equal(before, after) {
+		t.Errorf("%q, before it was %q", after, before)
+	}
+}
