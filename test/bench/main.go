@@ -40,6 +40,7 @@ type plan struct {
 	Starts   int           `json:"starts"`    // of each registry
 	LayerMiB int           `json:"layerMiB"`  // of the byte table
 	SyncMiB  int           `json:"syncMiB"`   // synced while clients pull
+	Stint    time.Duration `json:"stint"`     // after which a registry stops to push small images
 	Patience time.Duration `json:"patience"`  // after which each measurement has one round
 	Tries    int           `json:"tries"`     // of bringing an image over a broken link
 	Hang     time.Duration `json:"hangLimit"` // after which an answer that does not come is none
@@ -48,11 +49,11 @@ type plan struct {
 var plans = map[string]plan{
 	"quick": {
 		Rounds: 2, Window: 400 * time.Millisecond, Conns: []int{64}, BlobMiB: 64, PullMiB: 512, PushMiB: 256, Images: 60, Tags: 1000,
-		Starts: 3, LayerMiB: 50, SyncMiB: 256, Tries: 2, Patience: 90 * time.Second, Hang: 5 * time.Second,
+		Starts: 3, LayerMiB: 50, SyncMiB: 256, Tries: 2, Stint: 10 * time.Second, Patience: 90 * time.Second, Hang: 5 * time.Second,
 	},
 	"full": {
 		Rounds: 3, Window: time.Second, Conns: []int{16, 64, 256}, BlobMiB: 64, PullMiB: 2048, PushMiB: 1024, Images: 200, Tags: 10000,
-		Starts: 5, LayerMiB: 100, SyncMiB: 768, Tries: 6, Patience: 10 * time.Minute, Hang: 30 * time.Second,
+		Starts: 5, LayerMiB: 100, SyncMiB: 768, Tries: 6, Stint: 20 * time.Second, Patience: 10 * time.Minute, Hang: 30 * time.Second,
 	},
 }
 

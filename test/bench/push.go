@@ -106,13 +106,16 @@ func (b *bench) smallImages(ctx context.Context, t *section, all []subject) erro
 				}
 				unix.Sync()
 				began := time.Now()
-				count, err := i.pushMany(ctx, b.Images, clients, &seed)
+				pushed, acknowledged, err := i.pushMany(ctx, b.Images, clients, &seed, began.Add(b.Stint))
 				if err != nil {
 					return err
 				}
 				took := time.Since(began).Seconds()
-				images.add(s.name, float64(b.Images)/took)
-				acks.add(s.name, float64(count)/took)
+				images.add(s.name, float64(pushed)/took)
+				acks.add(s.name, float64(acknowledged)/took)
+				if pushed < int64(b.Images) {
+					t.note("%s, %d at once: stopped after %s with %d of %d images", s.name, clients, b.Stint, pushed, b.Images)
+				}
 				if err := i.end(); err != nil {
 					return err
 				}
@@ -122,29 +125,31 @@ func (b *bench) smallImages(ctx context.Context, t *section, all []subject) erro
 	return nil
 }
 
-// pushMany pushes so many images and returns how many blobs and manifests were acknowledged.
-func (i *instance) pushMany(ctx context.Context, images, clients int, seed *atomic.Uint64) (int, error) {
-	var left, acks atomic.Int64
+// pushMany pushes so many images, or as many as can be begun until then, and returns how many images and how many blobs
+// and manifests were acknowledged.
+func (i *instance) pushMany(ctx context.Context, images, clients int, seed *atomic.Uint64, until time.Time) (pushed, acknowledged int64, err error) {
+	var left, done, acks atomic.Int64
 	left.Store(int64(images))
 	var group sync.WaitGroup
 	failed := make(chan error, clients)
 	for c := range clients {
 		group.Go(func() {
 			p := i.pusher()
-			for left.Add(-1) >= 0 {
+			for left.Add(-1) >= 0 && time.Now().Before(until) {
 				n := seed.Add(1)
 				image := registrytest.NewImage(n, 4000, 9000)
 				if err := p.image(ctx, fmt.Sprintf("bench/app%d", c), fmt.Sprintf("t%d", n), image); err != nil {
 					failed <- fmt.Errorf("%s: %w", i.name, err)
 					return
 				}
+				done.Add(1)
 				acks.Add(int64(len(image.Blobs)) + 1)
 			}
 		})
 	}
 	group.Wait()
 	close(failed)
-	return int(acks.Load()), <-failed
+	return done.Load(), acks.Load(), <-failed
 }
 
 // syncs counts the system calls that a push of two blobs and a manifest makes so that nothing is lost.
