@@ -297,6 +297,9 @@ func listed(t *rapid.T, twin map[string]any, section, key string) (list []string
 	entries, _ := twin[section].(map[string]any)
 	switch v := entries[key].(type) {
 	case string:
+		if len(v) > hierarchy.MaxString {
+			t.Fatalf("a string of %d bytes", len(v))
+		}
 		list = strings.Fields(v)
 	case map[string]any:
 		for i := range len(v) {
