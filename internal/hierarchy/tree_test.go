@@ -102,7 +102,7 @@ func TestRules(t *testing.T) {
 func TestTreesOfAllKinds(t *testing.T) {
 	pool := []string{"alpha", "bravo", "charlie", "delta1", "echo1", "foxtrot", "golf1", "hotel"}
 	name := rapid.SampledFrom(pool)
-	repos := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c/d", "e/*", "*", long("x"), long("y"), long("z")}), 0, 3)
+	repos := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c/d", "e/*", "*", long("w"), long("x"), long("y"), long("z")}), 0, 5)
 	words := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"dev", "line-a", long("t") + long("u") + long("v"), long("u") + long("v") + long("w"), strings.Repeat("r", 3000)}), 0, 6, rapid.ID)
 	rapid.Check(t, func(t *rapid.T) {
 		var tree hierarchy.Tree
@@ -257,6 +257,11 @@ func applied(t *rapid.T, before, after hierarchy.Tree) {
 			if got := listed(t, twins[n.Parent], "scopeMaps", n.Name); !slices.Equal(got, n.Scope) {
 				t.Fatalf("the token of %s may %q, want %q", n.Name, got, n.Scope)
 			}
+			children, _ := twins[n.Parent]["connectedRegistries"].(map[string]any)
+			child, _ := children[n.Name].(map[string]any)
+			if got := listed(t, map[string]any{"": child}, "", "clientTokens"); !slices.Equal(got, n.ClientTokens) {
+				t.Fatalf("the client tokens of %s are %q, want %q", n.Name, got, n.ClientTokens)
+			}
 		}
 	}
 }
@@ -334,6 +339,30 @@ func TestPatchesOfANewChild(t *testing.T) {
 	} {
 		if !strings.Contains(string(raw), want) {
 			t.Errorf("no %s in\n%s", want, raw)
+		}
+	}
+}
+
+// TestWords: one string as long as it goes, and not a byte longer.
+func TestWords(t *testing.T) {
+	word := strings.Repeat("x", 99)
+	for n, parts := range map[int]int{0: 0, 1: 0, 40: 0, 41: 0, 42: 2, 80: 2, 81: 3} { // 41 words of 99 bytes are 3 too many
+		var list []string
+		for range n {
+			list = append(list, word)
+		}
+		if n == 41 {
+			list[0] = word[:96]
+		}
+		switch v := hierarchy.Words(list).(type) {
+		case string:
+			if v != strings.Join(list, " ") || len(v) > hierarchy.MaxString || parts > 0 {
+				t.Errorf("%d words: %d bytes, want %d parts", n, len(v), parts)
+			}
+		case map[string]any:
+			if len(v) != parts {
+				t.Errorf("%d words: %d parts, want %d", n, len(v), parts)
+			}
 		}
 	}
 }

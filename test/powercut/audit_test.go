@@ -297,7 +297,7 @@ func auditCuts(t *testing.T, binary, kind string, n int, enough func(lost []stri
 // TestAuditLog cuts the power under a registry that writes its audit log: after each cut it is JSON lines without a gap,
 // with at most a torn end, and nothing is missing that was said to be synced; the next start goes on with the next number.
 func TestAuditLog(t *testing.T) {
-	n := max(1, count(t, 0, 500)/5)
+	n := max(1, count(t, 0, 1000)/10)
 	if count(t, 0, 1) == 0 {
 		t.Skip("runs with POWERCUT=n (make test-chaos-short)")
 	}
