@@ -39,8 +39,9 @@ type parent struct {
 	requests int64
 
 	noCatalog bool
-	unlisted  map[registry.Digest]bool                                            // referrers that are there and in no list
-	recent    func(repo string, since time.Time) ([]registry.TagInfo, int, error) // nil: UNSUPPORTED
+	manifests int                                                                                     // that an Azure Container Registry counts
+	unlisted  map[registry.Digest]bool                                                                // referrers that are there and in no list
+	recent    func(repo string, since time.Time) ([]registry.TagInfo, registry.RepositoryInfo, error) // nil: UNSUPPORTED
 }
 
 func (p *parent) Repositories(ctx context.Context, after string, limit int) ([]string, error) {
@@ -103,9 +104,9 @@ func (p *parent) Changes(_ context.Context, req registry.ChangesRequest) (regist
 }
 
 // RecentTags answers for an Azure Container Registry.
-func (p *parent) RecentTags(ctx context.Context, repo string, since time.Time) ([]registry.TagInfo, int, error) {
+func (p *parent) RecentTags(ctx context.Context, repo string, since time.Time) ([]registry.TagInfo, registry.RepositoryInfo, error) {
 	if err := p.ask("recent " + repo); err != nil || p.recent == nil {
-		return nil, 0, errors.Join(registry.ErrUnsupported, err)
+		return nil, registry.RepositoryInfo{}, errors.Join(registry.ErrUnsupported, err)
 	}
 	return p.recent(repo, since)
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -16,8 +17,10 @@ const maxRechecks = 1000
 
 // recent is what is known of the tags of a repository in Azure Container Registry.
 type recent struct {
-	newest time.Time
-	tags   map[string]registry.Digest
+	newest    time.Time
+	tags      map[string]registry.Digest
+	manifests int
+	stirred   time.Time // when the number of manifests changed last while no tag did: something was signed, or deleted
 }
 
 // recentTags lists the tags of a repository by their time of change: what changed since the last time is added to what
@@ -29,12 +32,12 @@ func (s *Syncer) recentTags(ctx context.Context, set Settings, repo string) (map
 	old := s.recent[repo]
 	s.mu.Unlock()
 	for _, since := range []time.Time{old.newest, {}} {
-		list, total, err := set.Parent.RecentTags(ctx, repo, since)
+		list, about, err := set.Parent.RecentTags(ctx, repo, since)
 		s.contact(err)
 		if err != nil {
 			return nil, err
 		}
-		now := recent{newest: since, tags: map[string]registry.Digest{}}
+		now := recent{newest: since, tags: map[string]registry.Digest{}, manifests: about.Manifests, stirred: old.stirred}
 		if !since.IsZero() {
 			for tag, d := range old.tags {
 				now.tags[tag] = d
@@ -46,8 +49,11 @@ func (s *Syncer) recentTags(ctx context.Context, set Settings, repo string) (map
 				now.newest = t.Updated
 			}
 		}
-		if !since.IsZero() && len(now.tags) != total {
+		if !since.IsZero() && len(now.tags) != about.Tags {
 			continue
+		}
+		if !old.newest.IsZero() && now.manifests != old.manifests && maps.Equal(now.tags, old.tags) {
+			now.stirred = s.o.Clock.Now()
 		}
 		s.mu.Lock()
 		s.recent[repo] = now

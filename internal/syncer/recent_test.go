@@ -18,7 +18,7 @@ import (
 // byTime makes p an Azure Container Registry whose tags were updated at the times given.
 func byTime(p *parent, updated map[string]time.Time) {
 	p.kind = registry.KindACR
-	p.recent = func(repo string, since time.Time) ([]registry.TagInfo, int, error) {
+	p.recent = func(repo string, since time.Time) ([]registry.TagInfo, registry.RepositoryInfo, error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		var list []registry.TagInfo
@@ -29,7 +29,7 @@ func byTime(p *parent, updated map[string]time.Time) {
 			}
 		}
 		slices.SortFunc(list, func(a, b registry.TagInfo) int { return b.Updated.Compare(a.Updated) })
-		return list, len(updated), nil
+		return list, registry.RepositoryInfo{Tags: len(updated), Manifests: p.manifests}, nil
 	}
 }
 
@@ -162,4 +162,39 @@ func TestRepositoryThatWent(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStirredByManifests signs what was here for days below an Azure Container Registry, and deletes the signature again:
+// the count of manifests says so in the next iteration, and costs no question of its own.
+func TestStirredByManifests(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := newParent()
+		img := registrytest.NewImage(1, 100)
+		push(t, p, "app", "v1", img)
+		byTime(p, map[string]time.Time{"v1": time.Now()})
+		p.manifests = 1
+		set := settings(t, p, "app")
+		set.Schedule = every(t, "0 * * * *")
+		set.Schedule.Window = time.Minute
+		r, stop := newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
+		defer stop()
+		time.Sleep(5*24*time.Hour + 90*time.Minute)
+		signature := registrytest.NewReferrer(2, img.Descriptor, "application/vnd.example.signature")
+		before := p.count("referrers app")
+		push(t, p, "app", "", signature)
+		p.set(func(p *parent) { p.manifests++ })
+		time.Sleep(time.Hour)
+		mustHaveReferrers(t, r.store, "app", img.Digest, 1)
+		if err := p.Registry.DeleteManifest(t.Context(), "app", signature.Digest); err != nil {
+			t.Fatal(err)
+		}
+		p.set(func(p *parent) { p.manifests-- })
+		time.Sleep(time.Hour)
+		mustHaveReferrers(t, r.store, "app", img.Digest, 0)
+		time.Sleep(3 * time.Hour)
+		if n := p.count("referrers app") - before; n > 8 {
+			t.Errorf("%d questions for referrers in five iterations of which two had a reason", n)
+		}
+	})
 }

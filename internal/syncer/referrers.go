@@ -94,13 +94,15 @@ func (s *Syncer) has(ctx context.Context, repo string, d registry.Digest) bool {
 
 // dueSubjects lists what is due to be asked of: what stands under a tag here as it does at the parent, and what is below
 // it. The longest waiting come first; what is not here any more is forgotten. What was brought by a process before this
-// one is due at once, and then once a day. Of what is not due, so many as there is room for are asked of as well.
+// one is due at once, and then once a day; all of a repository are when Azure Container Registry counts other manifests
+// there and no other tags. Of what is not due, so many as there is room for are asked of as well.
 func (s *Syncer) dueSubjects(set Settings, l listing, local map[string][]registry.LocalTag, room int) []subject {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.o.Clock.Now()
 	before := s.subjects
 	s.subjects = make(map[subject]followed, len(before))
+	isDue := func(sub subject, f followed) bool { return f.due(now) || f.asked.Before(s.recent[sub.repo].stirred) }
 	var list []subject
 	due := 0
 	visited := map[subject]bool{}
@@ -118,7 +120,7 @@ func (s *Syncer) dueSubjects(set Settings, l listing, local map[string][]registr
 			if there {
 				list = append(list, at)
 			}
-			if there && f.due(now) {
+			if there && isDue(at, f) {
 				due++
 			}
 			queue = append(queue, f.below...)
@@ -136,7 +138,7 @@ func (s *Syncer) dueSubjects(set Settings, l listing, local map[string][]registr
 		}
 	}
 	rank := func(sub subject) int {
-		if s.subjects[sub].due(now) {
+		if isDue(sub, s.subjects[sub]) {
 			return 0
 		}
 		return 1

@@ -26,9 +26,9 @@ type Layer interface {
 	Probe(ctx context.Context) (registry.ParentStatus, registry.LayerInfo, error)
 	// Changes asks what changed; UNSUPPORTED unless it is one of ours.
 	Changes(ctx context.Context, req registry.ChangesRequest) (registry.Changes, error)
-	// RecentTags lists the tags that were updated at since or later, and how many tags there are; UNSUPPORTED unless it
-	// is Azure Container Registry.
-	RecentTags(ctx context.Context, repo string, since time.Time) (tags []registry.TagInfo, total int, err error)
+	// RecentTags lists the tags that were updated at since or later, and how many tags and manifests there are;
+	// UNSUPPORTED unless it is Azure Container Registry.
+	RecentTags(ctx context.Context, repo string, since time.Time) (tags []registry.TagInfo, about registry.RepositoryInfo, err error)
 	// Traffic counts what went over the link.
 	Traffic() registry.Traffic
 }

@@ -20,32 +20,35 @@ const (
 )
 
 // RecentTags asks Azure Container Registry's metadata API for the tags of a repository that were updated at since or
-// later, newest first, with their digests; a zero since takes all. total is how many tags the repository has.
+// later, newest first, with their digests; a zero since takes all. about has how many tags and manifests the repository
+// has.
 //
 // Errors: UNSUPPORTED for a parent that is none, or that does not let the credential read metadata; NAME_UNKNOWN; and as
 // Probe.
-func (p *Parent) RecentTags(ctx context.Context, repo string, since time.Time) (tags []registry.TagInfo, total int, err error) {
+func (p *Parent) RecentTags(ctx context.Context, repo string, since time.Time) (tags []registry.TagInfo, about registry.RepositoryInfo, err error) {
 	if err := registry.ValidateRepository(repo); err != nil {
-		return nil, 0, err
+		return nil, about, err
 	}
 	p.mu.Lock()
 	kind := p.kind
 	p.mu.Unlock()
 	if kind != registry.KindACR {
-		return nil, 0, p.noMetadata(nil)
+		return nil, about, p.noMetadata(nil)
 	}
-	var about struct {
-		ImageName string `json:"imageName"`
-		TagCount  *int   `json:"tagCount"`
+	var doc struct {
+		ImageName     string `json:"imageName"`
+		TagCount      *int   `json:"tagCount"`
+		ManifestCount int    `json:"manifestCount"`
 	}
-	if err := p.metadata(ctx, "/acr/v1/"+repo, nil, &about); err != nil {
-		return nil, 0, err
+	if err := p.metadata(ctx, "/acr/v1/"+repo, nil, &doc); err != nil {
+		return nil, about, err
 	}
-	if about.ImageName == "" || about.TagCount == nil || *about.TagCount < 0 {
-		return nil, 0, p.noMetadata(nil)
+	if doc.ImageName == "" || doc.TagCount == nil || *doc.TagCount < 0 {
+		return nil, about, p.noMetadata(nil)
 	}
+	about = registry.RepositoryInfo{Name: repo, Tags: *doc.TagCount, Manifests: doc.ManifestCount}
 	tags, err = p.tagsByTime(ctx, repo, since)
-	return tags, *about.TagCount, err
+	return tags, about, err
 }
 
 // tagsByTime reads pages until one has a tag that was not updated since.

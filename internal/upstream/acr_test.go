@@ -72,14 +72,14 @@ func TestRecentTags(t *testing.T) {
 	if s, _, err := p.Probe(t.Context()); err != nil || s.Kind != registry.KindACR {
 		t.Fatalf("%+v, %v", s, err)
 	}
-	all, total, err := p.RecentTags(t.Context(), "app", time.Time{})
-	if err != nil || total != 1000 || len(all) != 1000 || all[0].Name != "v0999" || all[999].Name != "v0000" {
-		t.Fatalf("%d of %d tags, %v", len(all), total, err)
+	all, about, err := p.RecentTags(t.Context(), "app", time.Time{})
+	if err != nil || about.Tags != 1000 || about.Manifests != 1000 || len(all) != 1000 || all[0].Name != "v0999" || all[999].Name != "v0000" {
+		t.Fatalf("%d of %d tags, %v", len(all), about.Tags, err)
 	}
 	before := p.Traffic()
-	same, total, err := p.RecentTags(t.Context(), "app", all[0].Updated)
-	if err != nil || len(same) != 1 || total != 1000 || same[0] != all[0] {
-		t.Errorf("since the newest: %v of %d, %v", same, total, err)
+	same, about, err := p.RecentTags(t.Context(), "app", all[0].Updated)
+	if err != nil || len(same) != 1 || about.Tags != 1000 || same[0] != all[0] {
+		t.Errorf("since the newest: %v of %d, %v", same, about.Tags, err)
 	}
 	after := p.Traffic()
 	requests, bytes := after.Requests-before.Requests, after.BytesReceived-before.BytesReceived
