@@ -85,7 +85,7 @@ func printStatus(w io.Writer, s registry.Status, output string) error {
 	row("MODE", "%s", s.Mode)
 	row("CONNECTION STATE", "%s, %s", s.ConnectionState, s.Activation.Status)
 	row("PARENT", "%s %s %s", orDash(s.Parent.GatewayEndpoint), s.Parent.Kind, s.Parent.Mode)
-	row("LAST SYNC (UTC)", "%s %s %s", instant(s.Sync.LastSuccessfulSyncEndTime), s.Sync.SyncState, s.Sync.Error)
+	row("LAST SYNC (UTC)", "%s", strings.TrimSpace(fmt.Sprintf("%s %s %s", instant(s.Sync.LastSuccessfulSyncEndTime), s.Sync.SyncState, s.Sync.Error)))
 	row("NEXT SYNC (UTC)", "%s", next(s))
 	if s.Sync.BytesBehind > 0 {
 		row("BEHIND", "%s", outlook(s))
@@ -151,11 +151,11 @@ func printLists(w io.Writer, s registry.Status) {
 		}
 	}
 	if len(s.History) > 0 {
-		fmt.Fprintf(t, "\nITERATION (UTC)\tTOOK\tSTATE\tTAGS\tRECEIVED\n")
+		fmt.Fprintf(t, "\nITERATION (UTC)\tTOOK\tSTATE\tTAGS\tRECEIVED\t\n")
 	}
 	for _, h := range s.History[:min(len(s.History), 10)] {
-		state := strings.TrimSpace(fmt.Sprintf("%s %s", h.State, h.Error))
-		fmt.Fprintf(t, "%s\t%s\t%s\t+%d -%d\t%s\n", instant(h.StartTime), h.EndTime.Sub(h.StartTime).Round(time.Second), state, h.TagsMoved, h.TagsRemoved, size(h.BytesReceived))
+		fmt.Fprintf(t, "%s\t%s\t%s\t+%d -%d\t%s\t%s\n", instant(h.StartTime), h.EndTime.Sub(h.StartTime).Round(time.Second), h.State,
+			h.TagsMoved, h.TagsRemoved, size(h.BytesReceived), h.Error)
 	}
 	_ = t.Flush() // standard output is gone
 }

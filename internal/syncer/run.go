@@ -251,6 +251,7 @@ func (s *Syncer) iterate(ctx context.Context, set Settings, changed, wake <-chan
 		return errInterrupted
 	}
 	if err != nil {
+		s.begin(it)
 		return s.finish(set, registry.Traffic{}, outcome{err: window(ctx, err), whole: true})
 	}
 	before := set.Parent.Traffic()

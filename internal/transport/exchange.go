@@ -95,7 +95,7 @@ func why(err error) string {
 		return ": " + errno.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return ": it was closed"
-	case errors.As(err, &op) && op.Timeout():
+	case errors.As(err, &op) && op.Timeout(), errors.Is(err, context.DeadlineExceeded):
 		return ": no answer in time"
 	}
 	return ""
