@@ -130,7 +130,8 @@ func (p *pullThrough) ResolveBlob(ctx context.Context, repo string, d registry.D
 }
 
 // Referrers asks the parent about a manifest that is not here or still on its way: a signature is looked for before, and
-// often without, a pull of what it signs, and "none" would be a wrong answer. What is here has its referrers here too.
+// often without, a pull of what it signs, and "none" would be a wrong answer. What is here has its referrers here too. With
+// the parent away those that were pushed here are told: who signs what is not here yet asks for its signature afterwards.
 func (p *pullThrough) Referrers(ctx context.Context, repo string, d registry.Digest, artifactType string) ([]registry.Descriptor, error) {
 	here, err := p.Registry.Referrers(ctx, repo, d, artifactType)
 	if err != nil && !isMiss(err) {
@@ -140,7 +141,11 @@ func (p *pullThrough) Referrers(ctx context.Context, repo string, d registry.Dig
 	if !isMiss(miss) || registry.IsLocal(ctx) {
 		return here, err
 	}
-	return p.s.pulls.referrers(ctx, repo, d, artifactType, here, err)
+	all, aerr := p.s.pulls.referrers(ctx, repo, d, artifactType, here, err)
+	if len(here) > 0 && errors.Is(aerr, registry.ErrUnavailable) {
+		return here, nil
+	}
+	return all, aerr
 }
 
 func isMiss(err error) bool {

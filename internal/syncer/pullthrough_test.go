@@ -75,6 +75,13 @@ func TestReferrersOfWhatIsNotHere(t *testing.T) {
 	if list, err := r.served.Referrers(t.Context(), "app", other.Digest, ""); !errors.Is(err, registry.ErrUnavailable) {
 		t.Errorf("with the parent away: %v, %v", list, err)
 	}
+	early := registrytest.NewReferrer(4, other.Descriptor, "application/vnd.example.signature")
+	if err := registrytest.Push(t.Context(), r.store, "app", "", early); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := r.served.Referrers(t.Context(), "app", other.Digest, ""); err != nil || len(list) != 1 || list[0].Digest != early.Digest {
+		t.Errorf("what was pushed here about it, with the parent away: %v, %v", list, err)
+	}
 }
 
 // TestPushBelowAParent pushes to a ReadWrite registry an image whose base its parent has and it has not, as clients do,

@@ -176,7 +176,7 @@ func (f *floor) push(tag string, img registrytest.Image) {
 // until waits for a condition.
 func (f *floor) until(what string, cond func() bool) {
 	f.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			f.t.Fatalf("waited in vain until %s; the outbox is %+v", what, f.entries())
 		}

@@ -33,6 +33,8 @@ func (s *site) startFloor() {
 	s.start()
 	for _, l := range s.layers {
 		l.untilStatus("it takes pushes", func(st registry.Status) bool { return st.Mode == registry.ReadWrite })
+		header := map[string]string{"Authorization": basicAuth(layer.User, layer.Password)}
+		l.until("its tokens are in force", func() bool { return ask(s.t, l.addr, http.MethodGet, "/v2/", header).status == http.StatusOK })
 	}
 }
 
@@ -61,7 +63,16 @@ func TestClimb(t *testing.T) {
 		s := newFloor(t, k, 3, k.all)
 		s.cut(linkproxy.Plan{Fault: linkproxy.Refuse})
 		s.startFloor()
+		later := image(t, 2000, "pushed after its signature")
+		early, err := cloud.Artifact(later, "application/vnd.example.signature", "early")
+		must(t, err)
+		d, err := early.Digest()
+		must(t, err)
+		push(t, s.bottom().addr, "acme/app@"+d.String(), early)
+		signed, err := v1.NewHash(push(t, s.bottom().addr, "acme/app:later", later))
+		must(t, err)
 		refs, subject := everything(t, s.bottom().addr)
+		refs = append(refs, "acme/app:later")
 		for i := len(s.links) - 1; i >= 0; i-- { // each hop by itself: the layer above has nobody to ask
 			must(t, s.links[i].Set(linkproxy.Plan{}))
 			_ = module.Control(t.Context(), s.layers[i].dir+"/data", http.MethodPost, "/methods/outboxRetry", map[string]bool{"all": true}, &struct{}{})
@@ -70,10 +81,12 @@ func TestClimb(t *testing.T) {
 		s.drained()
 		for _, l := range s.layers {
 			same(t, s.cloud, l.addr, refs...)
-			got, err := cloud.Referrers(t.Context(), s.cloud, "acme/app", subject)
-			must(t, err)
-			if len(got) != 1 {
-				t.Errorf("%d referrers in the cloud", len(got))
+			for _, of := range []v1.Hash{subject, signed} {
+				got, err := cloud.Referrers(t.Context(), s.cloud, "acme/app", of)
+				must(t, err)
+				if len(got) != 1 {
+					t.Errorf("%d referrers of %s in the cloud", len(got), of)
+				}
 			}
 		}
 	})

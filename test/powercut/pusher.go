@@ -112,10 +112,15 @@ func (p *pusher) image(ctx context.Context) error {
 		tagPath(p.other, tag), tagPath(p.other, image.Digest.String()))
 }
 
-// index pushes an index of two images.
+// index pushes an index of two images, one of them often with a signature, before it or after.
 func (p *pusher) index(ctx context.Context) error {
 	one, two, tag := p.newImage(), p.newImage(), p.tag()
-	for _, image := range []registrytest.Image{one, two} {
+	images := []registrytest.Image{one, two}
+	if p.rng.IntN(2) == 0 {
+		signature := registrytest.NewReferrer(p.r.next.Add(1), one.Descriptor, "application/vnd.example.signature")
+		images = slices.Insert(images, p.rng.IntN(3), signature)
+	}
+	for _, image := range images {
 		if err := p.blobs(ctx, image); err != nil {
 			return err
 		}
