@@ -15,6 +15,7 @@ import (
 	"github.com/connected-registry/connected-registry/internal/module"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/test/cloud"
+	"github.com/connected-registry/connected-registry/test/linkproxy"
 )
 
 // stands is where a tag of acme/app points at a registry; empty for nowhere.
@@ -52,6 +53,7 @@ func TestPushesDuringSync(t *testing.T) {
 		push(t, s.cloud, "acme/app:cloud", image(t, 3000, "cloud", "0"))
 		s.startFloor()
 		s.bottom().untilStatus("it is in sync", func(st registry.Status) bool { return st.Sync.SyncState == registry.SyncSucceeded })
+		s.cut(linkproxy.Plan{Latency: 20 * time.Millisecond}) // so that words cross
 		digests := map[string][]string{}
 		for side := range sides {
 			for i := range versions {
