@@ -196,6 +196,11 @@ func (l *leases) prune(now, grace time.Duration) {
 // back to its path, so that its bytes are not lost; back reports that. A failed fsync removes it.
 func (s *Store) publish(ctx context.Context, f File, path string, d registry.Digest, row blobRow, fn func(*tx) error) (back bool, err error) {
 	defer s.content.publish(d)()
+	logged := false
+	body, err := s.small(f, d, row.size)
+	if err != nil {
+		return true, errors.Join(err, f.Close())
+	}
 	rows := func(t *tx) error {
 		if _, had := t.blob(d); !had {
 			if err := s.quota(t.counts.bytes + row.size); err != nil {
@@ -206,12 +211,15 @@ func (s *Store) publish(ctx context.Context, f File, path string, d registry.Dig
 		if err := t.putBlob(d, row); err != nil {
 			return err
 		}
+		if logged {
+			t.keep(d, body)
+		}
 		return fn(t)
 	}
 	if omitOrder {
 		_ = s.update(ctx, rows)
 	}
-	if err := s.place(f, path, d); err != nil {
+	if logged, err = s.place(f, path, d, body != nil); err != nil {
 		_, statErr := s.fs.Lstat(path)
 		return statErr == nil, diskError(err)
 	}
@@ -225,13 +233,29 @@ func (s *Store) publish(ctx context.Context, f File, path string, d registry.Dig
 	return s.unpublish(path, d), diskError(err)
 }
 
-// place brings a file under the name of its content, durably: fsync, rename, fsync of the directory. The caller has
-// announced d. On an error the file is where it was, except that a file whose fsync failed is gone.
-func (s *Store) place(f File, path string, d registry.Digest) error {
+// place brings a file under the name of its content, durably: fsync, rename, fsync of the directory. Only what is small
+// gets its name without them where nothing has that name yet: its bytes are in the log then, which logged reports. The
+// caller has announced d. On an error the file is where it was, except that a file whose fsync failed is gone.
+func (s *Store) place(f File, path string, d registry.Digest, small bool) (logged bool, err error) {
 	if err := s.makeShard(d); err != nil {
-		return errors.Join(err, f.Close())
+		return false, errors.Join(err, f.Close())
 	}
-	var err error
+	if small {
+		logged, err = s.nameKept(path, d)
+	}
+	if err == nil && !logged {
+		return false, s.placeSynced(f, path, d)
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		if err = s.step("renamed"); err != nil {
+			s.unpublish(path, d)
+		}
+	}
+	return logged, err
+}
+
+func (s *Store) placeSynced(f File, path string, d registry.Digest) (err error) {
 	if !omitFileSync {
 		err = f.Sync()
 	}
@@ -242,8 +266,10 @@ func (s *Store) place(f File, path string, d registry.Digest) error {
 	if err := s.step("synced"); err != nil {
 		return err
 	}
-	final := s.contentPath(d)
-	if err := s.fs.Rename(path, final); err != nil {
+	s.naming.Lock()
+	err = s.fs.Rename(path, s.contentPath(d))
+	s.naming.Unlock()
+	if err != nil {
 		return err
 	}
 	err = s.step("renamed")
@@ -269,7 +295,7 @@ func (s *Store) unpublish(path string, d registry.Digest) bool {
 func (s *Store) unowned(d registry.Digest, undo func() error) bool {
 	s.content.mu.Lock()
 	defer s.content.mu.Unlock()
-	if s.content.publishing[d] != 1 {
+	if s.content.publishing[d] != 1 || s.unbroken() != nil {
 		return false
 	}
 	owned := true
@@ -365,4 +391,13 @@ func (r *running) sum(ctx context.Context, f io.ReaderAt, alg string, size int64
 // digest is that of the bytes so far.
 func (r *running) digest() registry.Digest {
 	return registry.Digest(r.alg + ":" + hex.EncodeToString(r.h.Sum(nil)))
+}
+
+// readFull fills p from the start of a file.
+func readFull(f io.ReaderAt, p []byte) error {
+	n, err := f.ReadAt(p, 0)
+	if n == len(p) {
+		return nil
+	}
+	return errors.Join(err, io.ErrUnexpectedEOF)
 }

@@ -12,17 +12,20 @@
 //	reserve               blocks that are given back when the volume is full, so that the index can still delete
 //
 // What is acknowledged survives a power cut, because content becomes visible in one order without exceptions: fsync the
-// file, rename it, fsync its directory, commit one transaction of the index, return. A failed fsync is final for its
-// file. Unfinished content has no rows: an upload or a partial costs no index commit per request or chunk, so that a
-// pushed image costs one commit for each blob and manifest.
+// file, rename it, fsync its directory, write one transaction to the log and sync that (redo.go), commit it to the index,
+// return. Small content has no syncs of its own: its bytes are in the log with its row, and in their file before the log
+// goes (kept.go). The index is not synced while a snapshot and the log stand for all of it (cover.go). A failed fsync is
+// final for its file. Unfinished content has no rows: an upload or a partial costs no index commit per request or chunk,
+// so that a pushed image costs one commit for each blob and manifest.
 //
 // A row is not believed before the file has the row's size: content that is missing or short counts as absent, and is
 // fetched or pushed again. The first time that a process gives content out it is hashed, and a scrub hashes everything
 // now and then; what has other bytes is set aside and counts as absent.
 //
 // The index has a sum over all of its rows (sum.go), which is checked at each start, before each snapshot, each hour and
-// when a row looks wrong. A damaged index is set aside, at a start or while the process runs: the last snapshot takes its
-// place with what the log adds to it (redo.go), so that no tag, lock or queued change that was acknowledged is lost, and
-// content without rows is found again by hash, in the background; until that is done nothing is collected. Only when both
-// snapshots or their logs are damaged as well do names come from the parent alone.
+// when a row looks wrong. After a power cut or a kill an index that is not what its log ends with is made again from the
+// last snapshot and the log, and that is all. A damaged index is set aside, at a start or while the process runs: the last
+// snapshot takes its place with what the log adds to it, so that no tag, lock or queued change that was acknowledged is
+// lost, and content without rows is found again by hash, in the background; until that is done nothing is collected. Only
+// when both snapshots or their logs are damaged as well do names come from the parent alone.
 package store

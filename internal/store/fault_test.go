@@ -124,8 +124,8 @@ func commitImage(repo, tag string, image registrytest.Image) act {
 
 // scenario pushes an image, mounts it elsewhere, brings an index by synchronisation, moves and deletes.
 func scenario() []act {
-	one := registrytest.NewImage(1, 3000, 5000)
-	two, three := registrytest.NewImage(2, 4000), registrytest.NewImage(3, 6000)
+	one := registrytest.NewImage(1, 3000, smallContent+1)
+	two, three := registrytest.NewImage(2, 4000), registrytest.NewImage(3, 60_000)
 	index := registrytest.NewIndex(two, three)
 	list := []act{{"climb", func(ctx context.Context, s *Store, _ *oracle) error {
 		return errors.Join(s.SetClimbing(ctx, true), s.SetJournal(ctx, true))
@@ -406,7 +406,7 @@ func TestFailedSyncIsFinal(t *testing.T) {
 	dir := t.TempDir()
 	x := &testFS{dir: dir, only: "fsync"}
 	s := openStore(t, dir, Options{FS: x})
-	b := registrytest.NewBlob(1, 1000)
+	b := registrytest.NewBlob(1, smallContent+1)
 	u, err := s.StartUpload(t.Context(), testRepo)
 	if err != nil {
 		t.Fatal(err)
@@ -438,37 +438,55 @@ func TestFailedSyncIsFinal(t *testing.T) {
 	_ = p.Close()
 }
 
-// TestOrder reads the recorded operations: fsync of the file, rename, fsync of the directory, commit.
+// TestOrder reads the recorded operations: fsync of the file, rename, fsync of the directory, the log, the index. Small
+// content has one sync, that of the log.
 func TestOrder(t *testing.T) {
 	dir := t.TempDir()
 	x := &testFS{dir: dir}
-	s := openStore(t, dir, Options{FS: x, hook: x.hook})
-	image := registrytest.NewImage(1, 1000)
+	s := withShards(t, openStore(t, dir, Options{FS: x, hook: x.hook}))
+	image, synced := registrytest.NewImage(1, 30_000), registrytest.NewImage(2, 40_000)
+	log := filepath.Base(s.redo.file.(*testFile).path)
 	for _, tt := range []struct {
 		act
-		final registry.Digest
+		final  registry.Digest
+		logged bool
 	}{
-		{pushBlob(testRepo, image.Blobs[0]), image.Blobs[0].Digest},
-		{fetchBlob(image.Blobs[1]), image.Blobs[1].Digest},
-		{commitImage(testRepo, "latest", image), image.Digest},
+		{pushBlob(testRepo, image.Blobs[0]), image.Blobs[0].Digest, true},
+		{pushBlob(testRepo, image.Blobs[1]), image.Blobs[1].Digest, false},
+		{putManifest(testRepo, "pushed", image), image.Digest, true},
+		{fetchBlob(synced.Blobs[0]), synced.Blobs[0].Digest, true},
+		{fetchBlob(synced.Blobs[1]), synced.Blobs[1].Digest, false},
+		{commitImage(testRepo, "latest", synced), synced.Digest, false},
 	} {
 		x.arm(0, false, nil)
 		if err := tt.do(t.Context(), s, newOracle()); err != nil {
 			t.Fatalf("%s: %v", tt.name, err)
 		}
 		final := dirBlobs + "/sha256/" + tt.final.Encoded()[:2]
-		want := []string{"fsync", "rename " + final + "/" + tt.final.Encoded(), "syncdir " + final, "commit", "committed"}
-		at := 0
+		want := []string{"fsync", "rename " + final + "/" + tt.final.Encoded(), "syncdir " + final, "commit", "write " + log, "fsync " + log, "committed"}
+		if tt.logged {
+			want = []string{"rename " + final + "/" + tt.final.Encoded(), "commit", "write " + log, "fsync " + log, "committed"}
+		}
+		at, syncs := 0, 0
 		for _, line := range x.lines() {
+			if strings.Contains(line, "sync") {
+				syncs++
+			}
 			if at < len(want) && strings.HasPrefix(line, want[at]) {
 				at++
-			} else if strings.HasPrefix(line, "write") && !strings.Contains(line, "redo") && at > 0 {
+			} else if strings.HasPrefix(line, "write") && !strings.Contains(line, log) && at > 0 {
 				t.Errorf("%s: a write after the fsync: %q", tt.name, x.lines())
 			}
 		}
 		if at != len(want) {
 			t.Errorf("%s: %q is not in order in %q", tt.name, want[at], x.lines())
 		}
+		if n := map[bool]int{true: 1, false: 3}[tt.logged]; syncs != n {
+			t.Errorf("%s: %d syncs, want %d: %q", tt.name, syncs, n, x.lines())
+		}
+	}
+	if !s.bolt().NoSync {
+		t.Error("the index is synced beside its log")
 	}
 }
 

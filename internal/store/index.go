@@ -32,6 +32,7 @@ type tx struct {
 	places map[*bbolt.Bucket]place // of the buckets that were opened; nil in a read transaction
 	sum    uint64                  // of all rows, with what was written so far
 	ops    []byte                  // for the log
+	kept   bool                    // some of them are content
 }
 
 // counts is what Usage answers from.
@@ -198,6 +199,7 @@ func (s *Store) attempt(group []*call) (err error) {
 	if err := ix.inPlace(s.path(indexName), s.indexSize.Load()); err != nil {
 		return s.breakIndex(err)
 	}
+	s.cover(ix)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	btx, err := s.begin(ix, true)
 	if err != nil {
@@ -246,7 +248,7 @@ func (s *Store) attempt(group []*call) (err error) {
 	return s.step("committed")
 }
 
-// finish commits a transaction to the log and the index.
+// finish commits a transaction: to the log, which makes it durable, then to the index.
 func (s *Store) finish(t *tx, end seal) error {
 	if err := t.Bucket(bucketMeta).Put(keySeal, end.encode()); err != nil {
 		return err
@@ -254,7 +256,10 @@ func (s *Store) finish(t *tx, end seal) error {
 	if err := s.step("commit"); err != nil {
 		return err
 	}
-	done := s.logged(record{end, t.ops})
+	done, err := s.logged(t, record{end, t.ops})
+	if err != nil {
+		return err
+	}
 	committed := false
 	defer func() { done(committed) }() // also when bbolt panics
 	size := t.Size()
@@ -303,7 +308,7 @@ func (s *Store) view(fn func(*tx) error) (err error) {
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			err = s.breakIndex(fmt.Errorf("read transaction: %v", p))
+			err = s.breakWhile(ix, fmt.Errorf("read transaction: %v", p))
 		}
 		_ = btx.Rollback()
 	}()
@@ -313,12 +318,12 @@ func (s *Store) view(fn func(*tx) error) (err error) {
 // begin starts a transaction. bbolt reads its meta pages for that.
 func (s *Store) begin(ix *index, write bool) (btx *bbolt.Tx, err error) {
 	if ix.stuck.Load() {
-		return nil, s.unbroken()
+		return nil, s.breakWhile(ix, damaged("its locks are lost"))
 	}
 	err = guard(func() (err error) { btx, err = ix.db.Begin(write); return err })
 	if errors.Is(err, errDamaged) {
 		ix.stuck.Store(true)
-		err = s.breakIndex(err)
+		err = s.breakWhile(ix, err)
 	}
 	return btx, err
 }

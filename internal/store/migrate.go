@@ -16,6 +16,7 @@ import (
 // power cut in the middle leaves the old version. Each adds an index that it left behind to testdata.
 var migrations = []migration{
 	func(*bbolt.Tx) error { return nil }, // 2: the seal, which each migration makes anew
+	func(*bbolt.Tx) error { return nil }, // 3: without its log the index may not be what was acknowledged, see cover.go
 }
 
 type migration func(*bbolt.Tx) error

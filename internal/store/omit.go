@@ -8,6 +8,17 @@ const (
 	omitFileSync  = false // no fsync of a file before it gets its name
 	omitDirSync   = false // no fsync of the directory of a new name
 	omitOrder     = false // the row first, then the file
-	omitIndexSync = false // bbolt without its sync
+	omitIndexSync = false // the log and bbolt without their sync
+	omitContent   = false // small content is not in the log
+	omitFlush     = false // the files of small content are not synced before their log goes
+	omitSwitch    = false // no fsync of the directory when a log takes the place of another
 	omitSizeCheck = false // a row is believed without a look at its file
 )
+
+// redoLimit is how long a log may be, in bytes, until a snapshot makes it short again.
+func redoLimit(long, index int64) int64 {
+	if long > 0 {
+		return long
+	}
+	return max(redoLong, index/4)
+}

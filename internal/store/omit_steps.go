@@ -16,5 +16,11 @@ var (
 	omitDirSync   = slices.Contains(omitted, "dir-sync")
 	omitOrder     = slices.Contains(omitted, "order")
 	omitIndexSync = slices.Contains(omitted, "index-sync")
+	omitContent   = slices.Contains(omitted, "content")
+	omitFlush     = slices.Contains(omitted, "flush")
+	omitSwitch    = slices.Contains(omitted, "switch")
 	omitSizeCheck = slices.Contains(omitted, "size-check")
 )
+
+// redoLimit is short here, so that each cut has logs that were switched a moment before.
+func redoLimit(int64, int64) int64 { return 32 << 10 }

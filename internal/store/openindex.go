@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -24,6 +25,7 @@ type index struct {
 	file  *os.File    // has the lock of the data directory
 	stuck atomic.Bool // bbolt panicked with its locks: they are held for ever
 	freed atomic.Bool // the lock of the directory was given back already
+	asked bool        // whether it is covered; under writing
 }
 
 // free gives the lock of the directory back; what is mapped stays readable.
@@ -65,9 +67,10 @@ func (ix *index) close() error {
 // opened is how an index came into use.
 type opened struct {
 	fresh    bool // it is new
-	restored bool // it is a snapshot
+	copied   bool // it is made of a snapshot
+	restored bool // and what it lacks is not known
 	replayed int  // transactions that its log brought back
-	log      redoLog
+	logs     []redoLog
 }
 
 // openIndex locks, checks and opens the index. Whatever is wrong with its bytes, a snapshot with what the log adds to it
@@ -84,6 +87,8 @@ func (s *Store) openIndex(ctx context.Context, atLeast uint64) (how opened, err 
 	logs := s.readRedos()
 	size, used := info.Size(), int64(0)
 	switch {
+	case s.distrusted.Swap(false):
+		err = damaged("it could not be synced")
 	case size > 0:
 		used, err = measureIndex(f, size)
 	case s.hasSnapshot():
@@ -95,14 +100,20 @@ func (s *Store) openIndex(ctx context.Context, atLeast uint64) (how opened, err 
 	} else if !errors.Is(err, errDamaged) {
 		_ = f.Close()
 	}
-	if last := s.sealed.Load(); err == nil && last < atLeast {
-		err = damaged("it ends with transaction %d, and %d was the last", last, atLeast)
+	if err == nil {
+		err = s.reaches(atLeast, logs)
 	}
 	if err == nil {
 		return how, s.compacted(ctx, size, used)
 	}
 	if !errors.Is(err, errDamaged) {
 		return how, err
+	}
+	if name := s.standInAfter(atLeast, logs); name != "" {
+		s.log.Info("the power failed or the process was killed: the index is made again from its snapshot and its log", "reason", err)
+		if how, err = s.remakeIndex(ctx, f, name, logs); err == nil || !errors.Is(err, errDamaged) {
+			return how, err
+		}
 	}
 	s.log.Error("the index is damaged: it is set aside and made again from its snapshot, its log and the content", "error", err)
 	for i, name := range append(slices.Concat(snapshotNames, snapshotNames), "") {
@@ -119,6 +130,73 @@ func (s *Store) openIndex(ctx context.Context, atLeast uint64) (how opened, err 
 	return how, err
 }
 
+// reaches reports an index that lacks transactions: of this process, or of logs.
+func (s *Store) reaches(atLeast uint64, logs []redoLog) error {
+	for _, l := range logs {
+		if l.at > 0 && !l.old {
+			atLeast = max(atLeast, l.last)
+		}
+	}
+	if last := s.sealed.Load(); last < atLeast {
+		return damaged("it ends with transaction %d, and %d was the last", last, atLeast)
+	}
+	return nil
+}
+
+// standInAfter names the snapshot that an index is made again from where that is nothing unusual: the process did not end
+// in order, and its log is whole.
+func (s *Store) standInAfter(atLeast uint64, logs []redoLog) string {
+	if atLeast > 0 || !logs[0].working() || !logs[0].cut {
+		return ""
+	}
+	name, _ := s.standIn([]span{logs[0].span(), logs[1].span()})
+	return name
+}
+
+// remakeIndex writes a snapshot over the index, whose blocks it needs where the volume is full, and adds what the logs have.
+// A power cut in the middle leaves what the next start does this with again.
+func (s *Store) remakeIndex(ctx context.Context, old *os.File, name string, logs []redoLog) (how opened, err error) {
+	_ = old.Close()
+	if ix := s.index.Load(); ix != nil { // it lacks transactions; nobody reads from it yet
+		_ = ix.close()
+	}
+	for {
+		f, err := s.lockIndex(ctx)
+		if err != nil {
+			return how, err
+		}
+		if err = s.overwrite(f, name); err != nil {
+			_ = f.Close()
+		} else {
+			how = opened{copied: true, logs: logs}
+			err = s.openBolt(f, &how, logs)
+		}
+		if err == nil {
+			err = s.reaches(0, logs)
+		}
+		if !isFull(err) || !s.releaseReserve() {
+			return how, err
+		}
+	}
+}
+
+// overwrite writes a snapshot over a file.
+func (s *Store) overwrite(f *os.File, name string) error {
+	in, err := s.fs.Open(s.path(name), false)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	if _, err = io.Copy(io.NewOffsetWriter(f, 0), io.NewSectionReader(in, 0, info.Size())); err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(info.Size()), f.Sync())
+}
+
 // replaceIndex sets the index aside and opens one that is made of a snapshot, or a new one for an empty name. old is the
 // file of the damaged index: it holds its lock until the new one is locked, so that no other process slips in between.
 func (s *Store) replaceIndex(ctx context.Context, old *os.File, name string, logs []redoLog) (how opened, err error) {
@@ -130,7 +208,7 @@ func (s *Store) replaceIndex(ctx context.Context, old *os.File, name string, log
 	if err := s.setAside(); err != nil && !isAbsent(err) {
 		return how, errors.Join(err, old.Close())
 	}
-	how = opened{fresh: name == "", restored: name != ""}
+	how = opened{fresh: name == "", copied: name != "", restored: name != ""}
 	if name != "" {
 		if err := s.copySnapshot(s.path(name)); err != nil {
 			return how, err
@@ -246,16 +324,14 @@ func (s *Store) openBolt(f *os.File, how *opened, logs []redoLog) error {
 		if db, err = bbolt.Open(s.path(indexName), 0o600, boltOptions(f, s.opts.LockTimeout)); err != nil {
 			return err
 		}
-		if how.replayed, err = replay(db, logs, how.restored); errors.Is(err, errDamaged) && !how.restored {
+		if how.replayed, err = replay(db, logs, how.copied); errors.Is(err, errDamaged) && !how.copied {
 			s.log.Error("the log of the index does not fit it and is not used", "error", err)
 			err = nil
 		}
 		if err != nil {
 			return err
 		}
-		if len(logs) > 0 {
-			how.log = logs[0]
-		}
+		how.logs = logs
 		if err := migrate(db, s.randomID(), s.dir, s.opts.migrations); err != nil {
 			return err
 		}
@@ -266,6 +342,7 @@ func (s *Store) openBolt(f *os.File, how *opened, logs []redoLog) error {
 	}
 	switch {
 	case err == nil:
+		s.covered.Store(false)
 		s.index.Store(&index{db: db, file: f})
 		return nil
 	case errors.Is(err, bberrors.ErrInvalid), errors.Is(err, bberrors.ErrChecksum), errors.Is(err, bberrors.ErrVersionMismatch):
@@ -280,15 +357,27 @@ func (s *Store) openBolt(f *os.File, how *opened, logs []redoLog) error {
 // settle makes what was opened the index of this process: a restored one gets a name of its own, the log goes on or
 // begins anew.
 func (s *Store) settle(ctx context.Context, how opened) error {
+	var end seal
+	if err := s.view(func(t *tx) error { end, _ = readSeal(t.Tx); return nil }); err != nil {
+		return err
+	}
 	s.writing.Lock()
-	s.resume(how.log, s.sealed.Load())
+	s.resume(how.logs, end)
 	none := s.redo == nil
 	s.writing.Unlock()
+	if len(how.logs) > 0 && !how.logs[0].ended {
+		if err := s.restoreKept(how.logs); err != nil {
+			return err
+		}
+	}
 	if how.restored {
 		if err := s.update(ctx, s.renew); err != nil {
 			return err
 		}
 		s.recovering.Store(true)
+	}
+	if none {
+		s.lacking.Store(true)
 	}
 	if none && !s.recovering.Load() {
 		if err := s.Snapshot(ctx); err != nil {
@@ -352,7 +441,7 @@ func (s *Store) load(db *bbolt.DB) error {
 	})
 }
 
-// boltOptions never has NoSync in a release. The free list is not written, which saves a quarter of the bytes of a small commit; it
+// boltOptions has no NoSync in a release: that comes once the index is covered. The free list is not written, which saves a quarter of the bytes of a small commit; it
 // is found again at start, by a walk that verifyIndex has made safe.
 func boltOptions(f *os.File, timeout time.Duration) *bbolt.Options {
 	maxSize := int64(8) << 30

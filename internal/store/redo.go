@@ -11,30 +11,34 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Beside the index stands a log of what each transaction did to it since a snapshot of it was begun: an index that is
-// lost is its snapshot and the log. What is acknowledged is in both, durably: the log's sync runs beside the commit.
+// Beside the index stands a log of what each transaction did to it since a snapshot of it was begun: the snapshot and the
+// log are the index again. A transaction is acknowledged once its record is durable (cover.go).
 //
 // A log begins with logMagic, the seq of the index at that time, and a checksum. A record is the length of its body, a
 // checksum over the one before it and the body, and the body: seq and sum of the transaction, then its operations. It ends
-// where no record fits. There are two logs, so that the snapshot before the last can be used too; records are found by
-// their seq, whatever file they are in.
+// where no record fits. Zeros are written ahead, so that the sync of a record has no length or place of the file to write.
+// There are two logs, so that the snapshot before the last can be used too; records are found by their seq, whatever file
+// they are in.
 
 // redoNames are the logs, the one that is written first.
 var redoNames = []string{"redo-1", "redo-2"}
 
 const (
 	redoTemp          = "redo.new"
-	logMagic          = "crredo1\n"
+	logMagic          = "crredo2\n"
+	oldLogMagic       = "crredo1\n" // of releases that synced the index too
 	logHeader         = len(logMagic) + 8 + 4
 	recordHeader      = 8
 	redoChunk         = 128 << 10 // bytes by which a log grows, so that not each record changes the size of the file
-	redoLong          = 4 << 20   // bytes of a log that a snapshot makes short again; more for a larger index
+	endMark           = 1<<32 - 1 // in place of a length: the process ended in order, with all on the disk
+	redoLong          = 4 << 20   // bytes of a log that a snapshot makes short again; a quarter of a larger index
 	maxRedo           = 64 << 20  // bytes of a log that is read
 	opPut        byte = 1
 	opRemove     byte = 2
 	opMake       byte = 3
 	opDrop       byte = 4
 	opNext       byte = 5 // the sequence of the bucket is the key
+	opContent    byte = 6 // no row: the key is a digest, the value its bytes; see kept.go
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -46,47 +50,13 @@ func appendOp(b []byte, kind byte, at place, key, value []byte) []byte {
 		b = putBytes(b, name)
 	}
 	b = putBytes(b, key)
-	if kind == opPut {
+	if kind == opPut || kind == opContent {
 		b = putBytes(b, value)
 	}
 	return b
 }
 
 func putBytes(b, v []byte) []byte { return append(binary.AppendUvarint(b, uint64(len(v))), v...) }
-
-// apply does the operations of a record.
-func apply(btx *bbolt.Tx, ops []byte) error {
-	for r := (reader{b: ops}); len(r.b) > 0; {
-		kind, depth := r.b[0], 0
-		if len(r.b) > 1 {
-			depth = int(r.b[1])
-		}
-		r.b = r.b[min(2, len(r.b)):]
-		var parent *bbolt.Bucket
-		for i := range depth {
-			name := []byte(r.text())
-			if i == 0 {
-				parent = btx.Bucket(name)
-			} else {
-				parent = parent.Bucket(name)
-			}
-			if parent == nil || r.bad {
-				return damaged("operation on a bucket that is not there")
-			}
-		}
-		key, value := []byte(r.text()), []byte(nil)
-		if kind == opPut {
-			value = []byte(r.text())
-		}
-		if r.bad {
-			return damaged("operation that ends early")
-		}
-		if err := applyOp(btx, parent, kind, key, value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 func applyOp(btx *bbolt.Tx, parent *bbolt.Bucket, kind byte, key, value []byte) (err error) {
 	switch {
@@ -118,24 +88,25 @@ type record struct {
 
 // redo is the log that is written. It belongs to the writer of the index.
 type redo struct {
-	file  File
-	base  uint64 // seq of the index when it was begun
-	last  uint64 // seq of its last record
-	at    int64  // where the next one goes
-	size  int64  // of the file
-	chain uint32 // checksum of the last record
+	file File
+	base uint64 // seq of the index when it was begun
+	redoEnd
+	size  int64 // of the file
+	ended bool  // the mark of an orderly end follows
+	torn  bool  // bytes follow that are no record
 	undo  redoEnd
 }
 
 // redoEnd is an end of a log.
 type redoEnd struct {
-	last  uint64
-	at    int64
-	chain uint32
+	last  uint64 // seq of the last record
+	sum   uint64 // that it has
+	at    int64  // where the next one goes
+	chain uint32 // checksum of the last record
 }
 
-func newLogHeader(base uint64) []byte {
-	b := binary.BigEndian.AppendUint64([]byte(logMagic), base)
+func newLogHeader(magic string, base uint64) []byte {
+	b := binary.BigEndian.AppendUint64([]byte(magic), base)
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
@@ -149,7 +120,7 @@ func (s *Store) newRedo(path string, base uint64) (*redo, error) {
 		return nil, err
 	}
 	b := make([]byte, redoChunk)
-	header := newLogHeader(base)
+	header := newLogHeader(logMagic, base)
 	copy(b, header)
 	if _, err = writeFull(f, b, 0); err == nil {
 		err = f.Sync()
@@ -157,14 +128,15 @@ func (s *Store) newRedo(path string, base uint64) (*redo, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close(), s.fs.Remove(path))
 	}
-	return &redo{
-		file: f, base: base, last: base, at: int64(logHeader), size: redoChunk,
-		chain: binary.BigEndian.Uint32(header[logHeader-4:]),
-	}, nil
+	end := redoEnd{last: base, at: int64(logHeader), chain: binary.BigEndian.Uint32(header[logHeader-4:])}
+	return &redo{file: f, base: base, redoEnd: end, size: redoChunk}, nil
 }
 
-// write adds a record. It is durable after sync.
+// write adds a record durably.
 func (l *redo) write(r record) error {
+	if err := l.tidy(); err != nil {
+		return err
+	}
 	body := binary.AppendUvarint(nil, r.seq)
 	body = append(binary.BigEndian.AppendUint64(body, r.sum), r.ops...)
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(body)))
@@ -176,30 +148,79 @@ func (l *redo) write(r record) error {
 	}
 	if end > l.size { // with zeros behind it, so that it ends there
 		b = append(b, make([]byte, int64(redoChunk))...)
-	} else {
-		b = append(b, make([]byte, recordHeader)...)
 	}
+	l.torn = true // unless all of it gets there
 	if _, err := writeFull(l.file, b, l.at); err != nil {
 		return err
 	}
-	l.undo = redoEnd{l.last, l.at, l.chain}
+	if err := l.sync(); err != nil {
+		return err
+	}
+	l.undo, l.torn = l.redoEnd, false
 	l.size = max(l.size, l.at+int64(len(b)))
-	l.last, l.chain, l.at = r.seq, chain, end-recordHeader
+	l.redoEnd = redoEnd{r.seq, r.sum, end - recordHeader, chain}
+	return nil
+}
+
+func (l *redo) sync() error {
+	if omitIndexSync {
+		return nil
+	}
+	return syncData(l.file)
+}
+
+// tidy makes the log end with its last record, durably, so that nothing behind it looks like more, and a process that is
+// at work does not look like one that ended.
+func (l *redo) tidy() error {
+	if !l.ended && !l.torn {
+		return nil
+	}
+	if _, err := writeFull(l.file, make([]byte, max(l.size-l.at, recordHeader)), l.at); err != nil {
+		return err
+	}
+	if err := l.sync(); err != nil {
+		return err
+	}
+	l.size = max(l.size, l.at+recordHeader)
+	l.ended, l.torn = false, false
 	return nil
 }
 
 // takeBack removes the last record: its transaction was not committed.
 func (l *redo) takeBack() error {
-	l.last, l.at, l.chain = l.undo.last, l.undo.at, l.undo.chain
-	_, err := writeFull(l.file, make([]byte, recordHeader), l.at)
-	return err
+	l.redoEnd, l.torn = l.undo, true
+	return l.tidy()
+}
+
+// endChain is the checksum of the mark of an orderly end.
+func endChain(chain uint32) uint32 { return crc32.Update(chain, castagnoli, []byte("end")) }
+
+// end notes an orderly end.
+func (l *redo) end() error {
+	if err := l.tidy(); err != nil {
+		return err
+	}
+	b := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, endMark), endChain(l.chain))
+	if _, err := writeFull(l.file, b, l.at); err != nil {
+		return err
+	}
+	l.ended = true
+	return l.sync()
 }
 
 // redoLog is what was read of a log.
 type redoLog struct {
 	redo
 	records []record
+	old     bool // of a release that synced the index too
+	cut     bool // it ends as one that was being written: nothing that looks like a record follows
 }
+
+// span is what the log has.
+func (l *redoLog) span() span { return span{l.base, l.last} }
+
+// working reports a log whose process did not end in order: its index may be in any state.
+func (l *redoLog) working() bool { return l.at > 0 && !l.old && !l.ended }
 
 // readRedo reads a log as far as it is sound.
 func (s *Store) readRedo(path string) (l redoLog, err error) {
@@ -220,31 +241,55 @@ func (s *Store) readRedo(path string) (l redoLog, err error) {
 	}
 	l.size = int64(len(b))
 	l.base = binary.BigEndian.Uint64(b[len(logMagic):])
-	if !slices.Equal(b[:logHeader], newLogHeader(l.base)) {
+	l.old = slices.Equal(b[:logHeader], newLogHeader(oldLogMagic, l.base))
+	if !l.old && !slices.Equal(b[:logHeader], newLogHeader(logMagic, l.base)) {
 		return l, damaged("log without its header")
 	}
-	l.chain, l.last, l.at = binary.BigEndian.Uint32(b[logHeader-4:]), l.base, int64(logHeader)
-	for {
-		rest := b[l.at:]
-		if len(rest) < recordHeader {
-			return l, nil
-		}
-		n := int64(binary.BigEndian.Uint32(rest))
-		if n == 0 || n > int64(len(rest)-recordHeader) {
-			return l, nil
-		}
-		body := rest[recordHeader : recordHeader+n]
-		chain := crc32.Update(l.chain, castagnoli, body)
-		if chain != binary.BigEndian.Uint32(rest[4:]) {
-			return l, nil
-		}
-		seq, m := binary.Uvarint(body)
-		if m <= 0 || len(body) < m+8 || seq != l.last+1 {
-			return l, nil
-		}
-		l.records = append(l.records, record{seal{seq, binary.BigEndian.Uint64(body[m:])}, body[m+8:]})
-		l.last, l.chain, l.at = seq, chain, l.at+recordHeader+n
+	l.redoEnd = redoEnd{last: l.base, at: int64(logHeader), chain: binary.BigEndian.Uint32(b[logHeader-4:])}
+	for l.next(b[l.at:]) {
 	}
+	l.torn = !l.ended && !isZero(b[l.at:])
+	return l, nil
+}
+
+// next reads the record at the beginning of rest, which is all that follows the one before; false at the end.
+func (l *redoLog) next(rest []byte) bool {
+	l.cut = isZero(rest)
+	if len(rest) < recordHeader || l.cut {
+		return false
+	}
+	n, check := int64(binary.BigEndian.Uint32(rest)), binary.BigEndian.Uint32(rest[4:])
+	l.ended = n == endMark && check == endChain(l.chain)
+	l.cut = n > int64(len(rest)-recordHeader) || n > 0 && isZero(rest[recordHeader+n:])
+	if l.ended || n == 0 || n > int64(len(rest)-recordHeader) {
+		return false
+	}
+	body := rest[recordHeader : recordHeader+n]
+	chain := crc32.Update(l.chain, castagnoli, body)
+	seq, m := binary.Uvarint(body)
+	if chain != check || m <= 0 || len(body) < m+8 || seq != l.last+1 {
+		return false
+	}
+	sum := binary.BigEndian.Uint64(body[m:])
+	l.records = append(l.records, record{seal{seq, sum}, body[m+8:]})
+	l.redoEnd = redoEnd{seq, sum, l.at + recordHeader + n, chain}
+	return true
+}
+
+// abandon keeps a log from being taken for whole, as far as the disk lets it.
+func (l *redo) abandon() {
+	if _, err := writeFull(l.file, []byte{0, 0, 0, 0, 1, 1, 1, 1}, l.at); err == nil {
+		_ = l.sync()
+	}
+}
+
+func isZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // readRedos reads both logs; what cannot be read has no records.
@@ -318,9 +363,14 @@ func replay(db *bbolt.DB, logs []redoLog, isCopy bool) (n int, err error) {
 }
 
 // resume goes on with the current log when it ends where the index is; otherwise there is none until the next snapshot.
-func (s *Store) resume(l redoLog, seq uint64) {
+func (s *Store) resume(logs []redoLog, end seal) {
 	s.endRedo()
-	if l.at == 0 || l.last != seq {
+	if len(logs) < len(redoNames) {
+		return
+	}
+	l := logs[0]
+	s.behind = logs[1].span()
+	if l.at == 0 || l.old || l.last != end.seq || len(l.records) > 0 && l.sum != end.sum {
 		return
 	}
 	f, err := s.fs.Open(s.path(redoNames[0]), true)
@@ -328,8 +378,9 @@ func (s *Store) resume(l redoLog, seq uint64) {
 		s.log.Warn("the log of the index cannot be written; a snapshot takes its place", "error", err)
 		return
 	}
-	l.file = f
-	s.redo = &l.redo
+	current := l.redo // without its records
+	current.file = f
+	s.redo = &current
 }
 
 // endRedo ends the log; its file stays.
@@ -340,46 +391,42 @@ func (s *Store) endRedo() {
 	}
 }
 
-// logged writes a transaction to the log and begins its sync; the result is to be called after the commit with its
-// outcome. A log that cannot be written ends there: the index goes on without one until the snapshot that is asked for.
-func (s *Store) logged(r record) (done func(committed bool)) {
-	if s.redo == nil || r.seq != s.redo.last+1 {
-		s.dropRedo(errors.New("there is none for this index"))
-		return func(bool) {}
+// logged writes a transaction to the log, durably; the result is to be called after the commit with its outcome. A log
+// that cannot be written ends there: the index goes on without one, with syncs of its own, until the snapshot that is
+// asked for.
+func (s *Store) logged(t *tx, r record) (done func(committed bool), err error) {
+	done = func(bool) {}
+	err = errors.New("there is none for this index")
+	if s.redo != nil && r.seq == s.redo.last+1 {
+		err = s.redo.write(r)
 	}
-	l := s.redo
-	if err := l.write(r); err != nil {
+	if err != nil {
 		s.dropRedo(err)
-		return func(bool) {}
-	}
-	synced := make(chan error, 1)
-	go func() {
-		if omitIndexSync {
-			synced <- nil
-			return
+		if !t.kept {
+			return done, nil
 		}
-		synced <- syncData(l.file)
-	}()
+		return done, s.flush(0)
+	}
 	return func(committed bool) {
-		err := <-synced
-		if err == nil && !committed {
-			err = l.takeBack()
-		}
-		if err != nil {
-			s.dropRedo(err)
+		l := s.redo
+		if committed {
+			if l.at > redoLimit(s.opts.redoLong, s.indexSize.Load()) {
+				s.want()
+			}
 			return
 		}
-		if l.at > max(redoLong, s.indexSize.Load()) {
-			s.want()
+		if err := l.takeBack(); err != nil {
+			s.dropRedo(err)
 		}
-	}
+	}, nil
 }
 
 // dropRedo ends a log that is not whole and asks for a snapshot, which begins the next one.
 func (s *Store) dropRedo(err error) {
 	if s.redo != nil {
 		s.log.Warn("the log of the index cannot be written: until its next snapshot nothing stands in for a lost index", "error", err)
+		s.redo.abandon()
 	}
 	s.endRedo()
-	s.want()
+	s.uncover()
 }

@@ -36,6 +36,14 @@ func (s *Store) breakIndex(err error) error {
 	return registry.ErrUnavailable.WithMessage("the index of this registry is damaged and is being repaired").WithRetryAfter(repairFloor).Wrap(err)
 }
 
+// breakWhile is breakIndex while the index is in use; one that another took the place of was closed under its readers.
+func (s *Store) breakWhile(ix *index, err error) error {
+	if ix == s.index.Load() {
+		return s.breakIndex(err)
+	}
+	return registry.ErrUnavailable.WithMessage("the index of this registry was repaired meanwhile").WithRetryAfter(repairFloor).Wrap(err)
+}
+
 // want wakes the keeper.
 func (s *Store) want() {
 	select {

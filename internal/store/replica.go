@@ -200,7 +200,7 @@ func (s *Store) placeManifest(m registry.Manifest) error {
 	if err != nil {
 		return err
 	}
-	if err := s.place(f, path, m.Digest); err != nil {
+	if _, err := s.place(f, path, m.Digest, false); err != nil {
 		_ = s.fs.Remove(path)
 		return diskError(err)
 	}

@@ -57,21 +57,29 @@ func (s *Store) Snapshot(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if commits == s.snapshotAt && s.hasRedo() {
+	if commits == s.snapshotAt && !s.lacking.Load() {
 		return s.checkIndex()
 	}
+	if err := s.flush(0); err != nil { // the log before the current one goes, with the content that it has
+		return diskError(err)
+	}
 	if err := s.switchRedo(); err != nil {
+		return diskError(err)
+	}
+	ix := s.index.Load()
+	if err := s.syncIndex(); err != nil {
 		return diskError(err)
 	}
 	temp := s.path(snapshotTemp)
 	if err := s.fs.Remove(temp); err != nil && !isAbsent(err) {
 		return diskError(err)
 	}
-	if err := s.copyIndex(temp); err != nil {
+	seq, err := s.copyIndex(temp)
+	if err != nil {
 		_ = s.fs.Remove(temp)
 		return diskError(err)
 	}
-	for _, move := range [][2]string{{snapshotNames[0], snapshotNames[1]}, {snapshotTemp, snapshotNames[0]}} {
+	for _, move := range s.snapshotMoves() {
 		if err := s.fs.Rename(s.path(move[0]), s.path(move[1])); err != nil && !isAbsent(err) {
 			return diskError(err)
 		}
@@ -79,14 +87,25 @@ func (s *Store) Snapshot(ctx context.Context) error {
 	if err := s.fs.SyncDir(s.dir); err != nil {
 		return diskError(err)
 	}
-	s.snapshotAt, s.switched = commits, false
+	s.snapshotAt = commits
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.switched = false
+	if s.index.Load() == ix && s.redo != nil && reach([]span{{s.redo.base, s.redo.last}}, seq) == s.sealed.Load() {
+		s.setCovered(ix, snapshotNames[0])
+	}
 	return nil
 }
 
-func (s *Store) hasRedo() bool {
+// snapshotMoves are the renames that make the new snapshot the latest. The one that covers the index stays until then.
+func (s *Store) snapshotMoves() [][2]string {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	return s.redo != nil
+	moves := [][2]string{{snapshotNames[0], snapshotNames[1]}, {snapshotTemp, snapshotNames[0]}}
+	if s.covered.Load() && s.base == snapshotNames[1] {
+		return moves[1:]
+	}
+	return moves
 }
 
 // switchRedo begins a log, and keeps the one before for the snapshot before. It does so once for each snapshot: when a
@@ -111,13 +130,21 @@ func (s *Store) switchRedo() error {
 			return errors.Join(err, l.file.Close())
 		}
 	}
-	s.redo, s.switched = l, true
-	return nil // the directory is synced with the snapshot
+	s.switched = true
+	if !omitSwitch { // a record is durable only in a log that is found
+		if err := s.fs.SyncDir(s.dir); err != nil {
+			return errors.Join(err, l.file.Close())
+		}
+	}
+	s.redo = l
+	return nil
 }
 
-// copyIndex writes the index of one transaction to a new file.
-func (s *Store) copyIndex(path string) error {
-	return s.view(func(t *tx) error {
+// copyIndex writes the index of one transaction to a new file, and returns which that was.
+func (s *Store) copyIndex(path string) (seq uint64, err error) {
+	return seq, s.view(func(t *tx) error {
+		last, _ := readSeal(t.Tx)
+		seq = last.seq
 		if err := s.room(t.Size()); err != nil {
 			return err
 		}

@@ -46,6 +46,8 @@ type Options struct {
 	migrations []migration
 	// compactFree replaces the constant of that name in tests.
 	compactFree int64
+	// redoLong replaces the constant of that name in tests.
+	redoLong int64
 	// uptime replaces the monotonic clock in tests.
 	uptime func() time.Duration
 }
@@ -67,8 +69,16 @@ type Store struct {
 	uptime func() time.Duration // since Open, by the monotonic clock
 
 	queue      queue
-	writing    sync.Mutex // held by who writes the index or its log, or replaces it
-	redo       *redo      // nil when there is none until the next snapshot; under writing
+	writing    sync.Mutex  // held by who writes the index or its log, or replaces it
+	redo       *redo       // nil when there is none until the next snapshot; under writing
+	behind     span        // of the log before a log that a process before began; under writing
+	covered    atomic.Bool // see cover.go; changes under writing
+	base       string      // the snapshot that covers it; under writing
+	switched   bool        // the log before the current one is needed: the current one has no snapshot yet; under writing
+	lacking    atomic.Bool // a snapshot is needed for that
+	distrusted atomic.Bool // a sync of the index failed while it was covered
+	kept       kept
+	naming     sync.Mutex // held while a file gets the name of its content
 	indexSize  atomic.Int64
 	sealed     atomic.Uint64 // seq of the last transaction
 	commits    atomic.Int64
@@ -104,7 +114,6 @@ type Store struct {
 
 	snapshotMu sync.Mutex
 	snapshotAt int64 // commits at the last snapshot
-	switched   bool  // a log was begun for a snapshot that is not there yet; under snapshotMu
 
 	wanted    chan struct{} // a snapshot, or the repair of a broken index
 	suspected chan struct{} // a look at the whole index
@@ -150,6 +159,9 @@ func (s *Store) Close() error {
 	s.keeper.Wait()
 	s.writing.Lock()
 	defer s.writing.Unlock()
+	if err := s.rest(); err != nil {
+		s.log.Warn("the next start looks at what the disk has", "error", err)
+	}
 	return diskError(s.endIndex())
 }
 

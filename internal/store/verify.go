@@ -50,19 +50,25 @@ func verifyIndex(f io.ReaderAt, size int64) error {
 
 // measureIndex is verifyIndex; it returns the bytes that its entries take, without the gaps in and between pages.
 func measureIndex(f io.ReaderAt, size int64) (used int64, err error) {
+	v, err := inspectIndex(f, size)
+	return v.used, err
+}
+
+// inspectIndex is verifyIndex; it returns what the walk saw.
+func inspectIndex(f io.ReaderAt, size int64) (*verifier, error) {
 	v := &verifier{f: f, at: root}
 	root, err := v.meta(size)
 	if err != nil {
-		return 0, err
+		return v, err
 	}
 	if v.pages > uint64(size/v.pageSize) {
-		return 0, damaged("%d pages in a file of %d bytes", v.pages, size)
+		return v, damaged("%d pages in a file of %d bytes", v.pages, size)
 	}
 	v.seen = make([]uint64, v.pages/64+1)
 	if err := v.page(root, nil, nil); err != nil {
-		return 0, err
+		return v, err
 	}
-	return v.used, v.sealed()
+	return v, v.sealed()
 }
 
 // sealed compares the rows with their sum.

@@ -42,8 +42,8 @@ func crippled(t *testing.T) string {
 }
 
 // TestOmittedSteps proves that the power cuts see something: with each step of the commit protocol left out, they find
-// what it is there for. A directory's fsync is not among them: the index on the same file system takes the name with it
-// to the disk; TestOrderOfSyscalls sees that one.
+// what it is there for. The syncs of directories are not among them: who syncs another file on the same file system at
+// that moment takes the names along. TestOrderOfSyscalls and the store's TestSwitch and TestPowerCut see those.
 func TestOmittedSteps(t *testing.T) {
 	if count(t, 0, 1) == 0 {
 		t.Skip("runs with POWERCUT=n (make test-chaos-short)")
@@ -60,6 +60,8 @@ func TestOmittedSteps(t *testing.T) {
 		{"file-sync", 20, func(o *oracle) int { return len(o.lost) }, func(o *oracle) int { return len(o.wrong) }},
 		{"file-sync,size-check", 20, func(o *oracle) int { return len(o.wrong) }, nil},
 		{"index-sync", 40, func(o *oracle) int { return len(o.lost) }, nil},
+		{"content", 40, func(o *oracle) int { return len(o.lost) }, nil},
+		{"flush", 40, func(o *oracle) int { return len(o.lost) }, nil},
 		{"order", 60, func(o *oracle) int { return len(o.broken) }, nil},
 	} {
 		t.Run(tt.steps, func(t *testing.T) {
@@ -79,7 +81,13 @@ func TestOmittedSteps(t *testing.T) {
 				if tt.not != nil && tt.not(r.oracle) > 0 {
 					t.Errorf("found what another step is there for: %q", r.oracle.problems()[:1])
 				}
-				if err := errors.Join(err, r.close()); err != nil {
+				if e := r.close(); tt.steps == "" || e != nil {
+					err = errors.Join(err, e)
+				} else if err != nil { // a registry that lost what it had is seen to in many ways
+					t.Log(err)
+					err = nil
+				}
+				if err != nil {
 					t.Fatal(err)
 				}
 				t.Logf("%d cuts: %d lost, %d wrong, %d tags broken, of %d acknowledged", ran, len(r.oracle.lost), len(r.oracle.wrong), len(r.oracle.broken), r.oracle.count())
@@ -92,7 +100,7 @@ func TestOmittedSteps(t *testing.T) {
 }
 
 // TestOrderOfSyscalls reads from strace what one push asks of the kernel: fsync of the file, rename to the name of its
-// content, fsync of the directory, then the index; and sees each step that is left out.
+// content, fsync of the directory, then the log, which is all for small content; and sees each step that is left out.
 func TestOrderOfSyscalls(t *testing.T) {
 	if count(t, 0, 1) == 0 {
 		t.Skip("runs with POWERCUT=n (make test-chaos-short)")
@@ -105,8 +113,8 @@ func TestOrderOfSyscalls(t *testing.T) {
 		{"", ""},
 		{"file-sync", "fsync of the file"},
 		{"dir-sync", "fsync of the directory"},
-		{"order", "index after the directory"},
-		{"index-sync", "index after the directory"},
+		{"order", "log after the name"},
+		{"index-sync", "log after the name"},
 	} {
 		t.Run(tt.steps, func(t *testing.T) {
 			t.Setenv(omitting, tt.steps)
@@ -137,22 +145,23 @@ func traced(ctx context.Context, base, binary string) (lacks string, err error) 
 	if err != nil {
 		return "", err
 	}
-	image := registrytest.NewImage(1, 5000, 7000)
-	err = r.client.push(ctx, "local/app", "v1", image)
+	image := registrytest.NewImage(1, 50_000, 70_000)
+	last := registrytest.NewBlob(2, 60_000) // nothing after it syncs the log
+	err = errors.Join(r.client.push(ctx, "local/app", "v1", image), r.client.pushBlob(ctx, "local/app", last, 1))
 	pid := r.layer.Pid()
 	if err = errors.Join(err, r.close(), ended(trace, pid)); err != nil {
 		return "", err
 	}
-	want := map[string]bool{image.Digest.Encoded(): true}
+	large := map[string]bool{image.Digest.Encoded(): false, last.Digest.Encoded(): true}
 	for _, b := range image.Blobs {
-		want[b.Digest.Encoded()] = true
+		large[b.Digest.Encoded()] = b.Size > 16<<10
 	}
 	f, err := os.Open(trace)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	return order(bufio.NewScanner(f), want)
+	return order(bufio.NewScanner(f), large)
 }
 
 // ended waits for the end of a trace: strace ends after what it traces.
@@ -172,27 +181,36 @@ var (
 	flushed = regexp.MustCompile(`(fsync|fdatasync)\(\d+<([^>]+)>`)
 )
 
-// order follows the files that get the names of wanted content, one after the other: a client that waits for each
-// answer leaves nothing side by side.
-func order(lines *bufio.Scanner, want map[string]bool) (lacks string, err error) {
+// order follows the files that get the names of content, large or small, one after the other: a client that waits for
+// each answer leaves nothing side by side.
+func order(lines *bufio.Scanner, content map[string]bool) (lacks string, err error) {
 	synced := map[string]bool{}   // files since their fsync
 	dirs := map[string][]string{} // directories that wait for theirs, with the names in them
-	waiting := map[string]bool{}  // names whose directory is synced and whose rows are not
-	named := 0
-	for lines.Scan() {
+	waiting := map[string]bool{}  // names that only lack the sync of the log
+	named, over := 0, false
+	for !over && lines.Scan() {
 		line := lines.Text()
-		if m := renamed.FindStringSubmatch(line); m != nil && want[filepath.Base(m[2])] {
-			named++
-			if !synced[m[1]] {
-				return "fsync of the file", nil
-			}
+		if m := renamed.FindStringSubmatch(line); m != nil {
+			large, is := content[filepath.Base(m[2])]
 			dir := filepath.Dir(m[2])
-			dirs[dir] = append(dirs[dir], m[2])
+			switch {
+			case is && large && !synced[m[1]]:
+				return "fsync of the file", nil
+			case is && large:
+				dirs[dir] = append(dirs[dir], m[2])
+			case is:
+				waiting[m[2]] = true
+			}
+			if is {
+				named++
+			}
 		}
 		m := flushed.FindStringSubmatch(line)
 		switch {
 		case m == nil:
-		case strings.HasSuffix(m[2], "meta.db"):
+		case filepath.Base(m[2]) == "meta.db":
+			over = named == len(content) // the orderly end, which syncs all
+		case strings.HasPrefix(filepath.Base(m[2]), "redo"):
 			if len(dirs) > 0 {
 				return "fsync of the directory", nil
 			}
@@ -208,12 +226,12 @@ func order(lines *bufio.Scanner, want map[string]bool) (lacks string, err error)
 	switch {
 	case lines.Err() != nil:
 		return "", lines.Err()
-	case named != len(want):
-		return "", fmt.Errorf("%d of %d names were given", named, len(want))
+	case named != len(content):
+		return "", fmt.Errorf("%d of %d names were given", named, len(content))
 	case len(dirs) > 0:
 		return "fsync of the directory", nil
 	case len(waiting) > 0:
-		return "index after the directory", nil
+		return "log after the name", nil
 	}
 	return "", nil
 }

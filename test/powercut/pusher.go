@@ -59,10 +59,13 @@ func blobPath(repo string, b registrytest.Blob) string {
 	return "/v2/" + repo + "/blobs/" + b.Digest.String()
 }
 
-// size is that of a layer in bytes: mostly small, sometimes of many pages.
+// size is that of a layer in bytes: mostly so small that the log has it, sometimes of many pages.
 func (p *pusher) size() int {
-	if p.rng.IntN(12) == 0 {
+	switch n := p.rng.IntN(12); {
+	case n == 0:
 		return 200_000 + p.rng.IntN(300_000)
+	case n < 5:
+		return 16<<10 + p.rng.IntN(20_000)
 	}
 	return 1 + p.rng.IntN(12_000)
 }

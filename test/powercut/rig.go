@@ -138,7 +138,11 @@ func (r *rig) start(ctx context.Context) error {
 	defer cancel()
 	return r.layer.Until(ctx, "the clients are known", func(ctx context.Context) (bool, error) {
 		a, err := r.client.do(ctx, "GET", "/v2/", "", nil)
-		return a.status == 200, err
+		if err != nil || a.status != 200 {
+			return false, err
+		}
+		_, err = r.outbox(ctx)
+		return err == nil, nil // the control socket may be the last to listen
 	})
 }
 

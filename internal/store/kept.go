@@ -1,0 +1,299 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+)
+
+const (
+	// smallContent is the size up to which the log has the bytes of new content, in bytes: they are durable with the row, by
+	// the one sync of the log. The file is there at once and synced before the log goes.
+	smallContent = 16 << 10
+	// restPatience is how long an orderly end syncs such files; the next start looks at what is left.
+	restPatience = 3 * time.Second
+)
+
+// kept is the content whose bytes are in the log, and may not be on the disk in their file yet.
+type kept struct {
+	flushing sync.Mutex
+	mu       sync.Mutex
+	pending  map[registry.Digest]*unsynced
+}
+
+// unsynced is one file of these.
+type unsynced struct {
+	body []byte // where the file has to be written again
+}
+
+func (k *kept) add(d registry.Digest, body []byte) *unsynced {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.pending == nil {
+		k.pending = map[registry.Digest]*unsynced{}
+	}
+	u := &unsynced{body}
+	k.pending[d] = u
+	return u
+}
+
+func (k *kept) list() map[registry.Digest]*unsynced {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return maps.Clone(k.pending)
+}
+
+// done forgets a file, unless another has come in its place meanwhile.
+func (k *kept) done(d registry.Digest, u *unsynced) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.pending[d] == u {
+		delete(k.pending, d)
+	}
+}
+
+// keep adds the bytes of content to the record of the transaction.
+func (t *tx) keep(d registry.Digest, body []byte) {
+	if !omitContent {
+		t.ops = appendOp(t.ops, opContent, root, digestKey(d), body)
+	}
+	t.kept = true
+	t.writes++
+}
+
+// small returns the bytes of new content that go into the log; nil for content that is to be synced: large, known, or while
+// there is no log. The caller has announced d.
+func (s *Store) small(f File, d registry.Digest, size int64) ([]byte, error) {
+	if size > smallContent || !s.covered.Load() || s.index.Load().inPlace(s.path(indexName), s.indexSize.Load()) != nil {
+		return nil, nil
+	}
+	known := false
+	if err := s.view(func(t *tx) error { _, known = t.blob(d); return nil }); err != nil || known {
+		return nil, err
+	}
+	body := make([]byte, size)
+	if err := readFull(f, body); err != nil {
+		return nil, diskError(err)
+	}
+	return body, nil
+}
+
+// nameKept brings a file under the name of its content without a sync; false when there is a file of that name, which
+// must not make room for one that is not durable yet.
+func (s *Store) nameKept(path string, d registry.Digest) (bool, error) {
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	if _, err := s.fs.Lstat(s.contentPath(d)); !isAbsent(err) {
+		return false, err
+	}
+	if err := s.fs.Rename(path, s.contentPath(d)); err != nil {
+		return false, err
+	}
+	s.kept.add(d, nil)
+	return true, nil
+}
+
+// flush makes the files durable whose bytes are in the log only, for so long at most; 0 is without a limit.
+func (s *Store) flush(patience time.Duration) error {
+	s.kept.flushing.Lock()
+	defer s.kept.flushing.Unlock()
+	if omitFlush {
+		return nil
+	}
+	began := s.uptime()
+	files := s.kept.list()
+	dirs := map[string]bool{}
+	for d, u := range files {
+		if patience > 0 && s.uptime()-began > patience {
+			return context.DeadlineExceeded
+		}
+		if err := s.flushFile(d, u); err != nil {
+			return err
+		}
+		dirs[s.shard(d)] = true
+	}
+	for dir := range dirs {
+		if err := s.fs.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	for d, u := range files {
+		s.kept.done(d, u)
+	}
+	return nil
+}
+
+func (s *Store) flushFile(d registry.Digest, u *unsynced) error {
+	if u.body == nil {
+		err := s.syncKept(d)
+		if err == nil || isAbsent(err) { // removed meanwhile
+			return nil
+		}
+		// A second sync may succeed without the bytes: they are written to another file.
+		if u.body, err = s.readKept(d); err != nil {
+			return err
+		}
+	}
+	return s.restore(d, u.body)
+}
+
+func (s *Store) syncKept(d registry.Digest) error {
+	f, err := s.fs.Open(s.contentPath(d), true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// readKept reads small content from its file. Errors: errDamaged for other bytes.
+func (s *Store) readKept(d registry.Digest) ([]byte, error) {
+	f, err := s.fs.Open(s.contentPath(d), false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > smallContent {
+		return nil, errDamaged
+	}
+	body := make([]byte, info.Size())
+	if err := readFull(f, body); err != nil {
+		return nil, err
+	}
+	if d.Algorithm().FromBytes(body) != d {
+		return nil, errDamaged
+	}
+	return body, nil
+}
+
+// restore writes the file of small content, durably but for its name, while a row wants it.
+func (s *Store) restore(d registry.Digest, body []byte) error {
+	defer s.content.publish(d)()
+	known := false
+	if err := s.view(func(t *tx) error { _, known = t.blob(d); return nil }); err != nil || !known {
+		return err
+	}
+	if err := s.makeShard(d); err != nil {
+		return err
+	}
+	path := s.path(dirUploads, s.tempPrefix+s.randomID())
+	f, err := s.fs.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = writeFull(f, body, 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		s.naming.Lock()
+		err = s.fs.Rename(path, s.contentPath(d))
+		s.naming.Unlock()
+	}
+	if err != nil {
+		_ = s.fs.Remove(path)
+	}
+	return err
+}
+
+// restoreKept looks after an end that was none whether the files are there whose bytes the logs have, and writes those
+// again that are not. What the disk does not take is tried again with the next snapshot, and the log stays until then.
+func (s *Store) restoreKept(logs []redoLog) error {
+	s.kept.flushing.Lock()
+	defer s.kept.flushing.Unlock()
+	all := map[registry.Digest][]byte{}
+	for _, l := range logs {
+		for _, r := range l.records {
+			err := eachOp(r.ops, func(kind byte, _ [][]byte, key, value []byte) error {
+				if d, ok := keyDigest(key); kind == opContent && ok {
+					all[d] = value
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	restored := 0
+	for d, body := range all {
+		known := false
+		if err := s.view(func(t *tx) error { _, known = t.blob(d); return nil }); err != nil {
+			return err
+		}
+		if !known || d.Algorithm().FromBytes(body) != d {
+			continue
+		}
+		if _, err := s.readKept(d); err == nil {
+			s.kept.add(d, nil)
+			continue
+		}
+		u := s.kept.add(d, body)
+		if err := s.restore(d, body); err != nil {
+			s.log.Error("content could not be written again from the log yet", "digest", d.String(), "error", err)
+			continue
+		}
+		u.body = nil // its directory is synced with the others
+		restored++
+	}
+	if restored > 0 {
+		s.log.Info("content was written again from the log", "files", restored)
+	}
+	return nil
+}
+
+// eachOp calls fn for each operation of a record. Errors: errDamaged, and those of fn.
+func eachOp(ops []byte, fn func(kind byte, path [][]byte, key, value []byte) error) error {
+	for r := (reader{b: ops}); len(r.b) > 0; {
+		kind, depth := r.b[0], 0
+		if len(r.b) > 1 {
+			depth = int(r.b[1])
+		}
+		r.b = r.b[min(2, len(r.b)):]
+		path := make([][]byte, 0, depth)
+		for range depth {
+			path = append(path, []byte(r.text()))
+		}
+		key, value := []byte(r.text()), []byte(nil)
+		if kind == opPut || kind == opContent {
+			value = []byte(r.text())
+		}
+		if r.bad {
+			return damaged("operation that ends early")
+		}
+		if err := fn(kind, path, key, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// apply does the operations of a record on an index.
+func apply(btx *bbolt.Tx, ops []byte) error {
+	return eachOp(ops, func(kind byte, path [][]byte, key, value []byte) error {
+		if kind == opContent {
+			return nil
+		}
+		var parent *bbolt.Bucket
+		for i, name := range path {
+			if i == 0 {
+				parent = btx.Bucket(name)
+			} else {
+				parent = parent.Bucket(name)
+			}
+			if parent == nil {
+				return damaged("operation on a bucket that is not there")
+			}
+		}
+		return applyOp(btx, parent, kind, key, value)
+	})
+}
