@@ -106,13 +106,13 @@ func TestReadOnlyRemount(t *testing.T) {
 	f.noTemporaries()
 }
 
-// TestFailedSync lets every 9th fsync and fdatasync fail with EIO: what is acknowledged is there, what is not
+// TestFailedSync lets every 5th fsync and every 7th fdatasync fail with EIO: what is acknowledged is there, what is not
 // says why, the process stays, and after a restart on a good disk all is as it was acknowledged.
 func TestFailedSync(t *testing.T) {
 	d := newDaemon(t, filepath.Join(scratch(t), "data"))
 	a := newAbove(t)
 	d.configure(document(a.link.Addr(), "http"))
-	d.before = under(t, "fsync:error=EIO:when=40+9", "fdatasync:error=EIO:when=20+9")
+	d.before = under(t, "fsync:error=EIO:when=24+5", "fdatasync:error=EIO:when=12+7")
 	d.start()
 	d.until("it is ready", func() (bool, string) { code, body := d.health("/readyz"); return code == http.StatusOK, body })
 	acked := map[string]v1.Image{}
