@@ -157,3 +157,33 @@ func TestMissOfBrokenPiece(t *testing.T) {
 		})
 	}
 }
+
+// TestTagsThatAreListedOnly has a parent that lists tags and says of each that it is unknown: the status says so, what is
+// here stays, and other repositories go on.
+func TestTagsThatAreListedOnly(t *testing.T) {
+	p := newParent()
+	img := registrytest.NewImage(1, 100)
+	push(t, p, "app", "v1", img)
+	push(t, p, "other", "v1", img)
+	set := settings(t, p, "app", "other")
+	set.Schedule = every(t, "0 3 1 1 *")
+	r, _ := newReplica(t, t.TempDir(), set, syncer.Options{})
+	if err := r.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	push(t, p, "other", "v2", img)
+	p.set(func(p *parent) { p.broken = map[string]error{"head app v1": registry.ErrManifestUnknown} })
+	if err := r.Sync(t.Context()); err == nil || !strings.Contains(err.Error(), "lists 1 tags of app") {
+		t.Errorf("%v", err)
+	}
+	mustHave(t, r.store, "app", "v1", img)
+	mustHave(t, r.store, "other", "v2", img)
+	var st registry.Status
+	if r.Describe(&st); st.Sync.SyncState != registry.SyncFailed || len(st.Repositories) == 0 || len(st.Repositories[0].Behind) == 0 {
+		t.Errorf("%s, %+v", st.Sync.SyncState, st.Repositories)
+	}
+	p.set(func(p *parent) { p.broken = nil })
+	if err := r.Sync(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

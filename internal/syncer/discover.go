@@ -1,6 +1,7 @@
 package syncer
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -283,7 +284,24 @@ func (s *Syncer) resolveTags(ctx context.Context, set Settings, names listing, a
 	}
 	err = group.Wait()
 	s.contact(err)
+	if err == nil {
+		s.denied(names, &l)
+	}
 	return l, err
+}
+
+// denied finds repositories of which the parent lists tags and has none: that is no reason to remove them here.
+func (s *Syncer) denied(names listing, l *listing) {
+	for repo, tags := range names.tags {
+		if len(tags) == 0 || len(l.tags[repo]) > 0 {
+			continue
+		}
+		err := registry.ErrUnavailable.WithMessage("the parent lists %d tags of %s and says of each that it is unknown", len(tags), repo)
+		s.repoFailed(repo, err)
+		delete(l.tags, repo)
+		delete(l.complete, repo)
+		l.failed = cmp.Or[error](l.failed, err)
+	}
 }
 
 // repositories returns the parent's repositories that a rule names or matches.
