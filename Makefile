@@ -68,7 +68,7 @@ test-chaos-short: powercut-tools ## the fault tests as CI runs them; as root the
 
 test-chaos: ## the fault tests at length: larger layers, many rounds, a million events and operations of the store
 	CHAOS=long $(GO) test -count=1 -timeout 1h $(TESTFLAGS) -run '^(TestThirtyDaysAway|TestBothDirections)$$' ./internal/syncer
-	CHAOS=long $(GO) test -race -count=1 -timeout 8h $(TESTFLAGS) -run '^Test(Soak|Rot|FlippedBlobs|Churn)$$' ./internal/store
+	CHAOS=long $(GO) test -race -count=1 -timeout 8h $(TESTFLAGS) -run '^Test(Soak|Rot|PowerCut|FlippedBlobs|Churn)$$' ./internal/store
 	CHAOS=long $(GO) test -race -count=1 -run 'Hostile|Cuts' $(TESTFLAGS) ./internal/syncer
 	cd test && CHAOS=long $(GO) test -race -count=1 -timeout 4h $(TESTFLAGS) ./chaos/...
 	cd test && SIM_SEEDS=5000 $(GO) test -count=1 -timeout 4h -run '^TestSeeds$$' $(TESTFLAGS) ./sim

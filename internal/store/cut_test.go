@@ -290,7 +290,7 @@ func (f *cutFile) Sync() error {
 // TestPowerCut cuts the power of a model of a disk at random operations, in process after process: whatever is left of
 // the names, the files and an index that nobody synced, all that was acknowledged is there.
 func TestPowerCut(t *testing.T) {
-	seeds, lives := 60, 4
+	seeds, lives := 20, 4
 	if long {
 		seeds = 3000
 	}
