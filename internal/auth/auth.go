@@ -28,7 +28,7 @@ const Realm = "connected registry"
 type Options struct {
 	// AnonymousPull admits requests without credentials that read; nothing admits one that pushes or deletes. It is for a
 	// local flag only: nothing that comes from the twin may lower security. With it the answer to GET /v2/ is no
-	// challenge, so that the Docker engine never sends credentials; other clients do when they meet a 401.
+	// challenge, so that Docker, Podman and skopeo never send credentials, unless BearerChallenge is set too.
 	AnonymousPull bool
 	// BearerChallenge answers 401 with the address of the token endpoint, for clients that know no Basic. It is a local
 	// flag too: the address has to be right for every client.

@@ -42,7 +42,7 @@ var errPassword = registry.ErrUnauthorized.WithMessage("Incorrect Password").
 func (a *Authenticator) Authenticate(r *http.Request) (Identity, error) {
 	headers := r.Header.Values("Authorization")
 	switch {
-	case len(headers) == 0 && a.admits:
+	case len(headers) == 0 && a.admits && !a.mustAsk(r):
 		return a.anonymous, nil
 	case len(headers) == 0:
 		return Identity{}, registry.ErrUnauthorized
@@ -57,6 +57,13 @@ func (a *Authenticator) Authenticate(r *http.Request) (Identity, error) {
 		return Identity{}, registry.ErrUnauthorized.WithMessage("the Authorization header is neither Basic with a token's name and password nor Bearer with an access token")
 	}
 	return a.login(r, strings.ToLower(user), password)
+}
+
+// mustAsk reports a request that is answered with a challenge although an anonymous client is admitted: the first one of
+// an engine, which sends the credentials that it has only where it was asked for them then. An engine without any gets an
+// anonymous access token by the same way, so this is for Bearer alone.
+func (a *Authenticator) mustAsk(r *http.Request) bool {
+	return a.bearerChallenge && strings.TrimSuffix(r.URL.Path, "/") == "/v2"
 }
 
 // login takes the same time for every name and password: it always hashes once and compares with all slots.

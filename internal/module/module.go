@@ -50,7 +50,7 @@ type Options struct {
 	AllowInsecureParent bool // the configuration may name a parent with protocol http
 
 	// BearerChallenge asks clients for a token of the token endpoint first, in place of Basic: for SDKs that know nothing
-	// else. It cannot be right through several API proxies, since the endpoint's URL must be absolute.
+	// else, and for engines that push where AnonymousPull is set. It cannot be right through several API proxies, since the endpoint's URL must be absolute.
 	BearerChallenge bool
 
 	ParentCA string // PEM file of roots for the parent's certificate, beside the system's

@@ -3,8 +3,13 @@
 package interop
 
 import (
+	"crypto/rand"
 	"strings"
 	"testing"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/test/apiproxy"
+	"github.com/connected-registry/connected-registry/test/layer"
 )
 
 // TestAnonymous: where everybody may pull, each client pulls without having signed in, and nobody pushes. Docker does so in
@@ -134,4 +139,39 @@ func anonymousCosign(d *door, c *content, ref string) (*client, []string) {
 	co.env, co.home = append(co.env, "COSIGN_PASSWORD="), builder.home // the keys; without the sign-in, which is elsewhere in env
 	contains(d.t, co.run(append(verify, ref+"@"+c.index)...), c.index)
 	return co, append(sign, up)
+}
+
+// TestAnonymousBearer: where everybody may pull and the challenge is Bearer, an engine that has signed in pushes, and one
+// that has not pulls. With Basic such an engine would never be asked for the credentials that it has.
+func TestAnonymousBearer(t *testing.T) {
+	t.Parallel()
+	ca, err := apiproxy.NewAuthority("nobody's")
+	must(t, err)
+	s := &site{open: true, password: rand.Text() + "=", ca: ca}
+	s.parent = start(t, layer.Options{
+		Dir: t.TempDir(), Name: "layer5", Mode: registry.ReadWrite, Closed: true, Args: []string{"--insecure-anonymous-pull", "--bearer-challenge"},
+		Document: map[string]any{
+			"scopeMaps":    map[string]string{"all": layer.Everything("*")},
+			"clientTokens": map[string]any{user: layer.Token("all", s.password)},
+		},
+	})
+	d := &door{site: s, t: t, up: s.parent.Addr, down: s.parent.Addr}
+	c := newContent(t, "bearer")
+
+	sk := d.client("skopeo", "--insecure-policy")
+	sk.login(d, "login", "--tls-verify=false", "--username", user, "--password-stdin", d.up)
+	sk.run("copy", "--all", "--preserve-digests", "--dest-tls-verify=false", "oci:"+c.layout+":1", "docker://"+d.up+"/skopeo:1")
+	d.same(d.up+"/skopeo:1", c.index)
+	nobody, push := anonymousSkopeo(d, c, d.up+"/skopeo")
+	nobody.fails(push...)
+
+	for _, name := range []string{"podman", "buildah"} {
+		engine := d.containers(name)
+		id := strings.TrimPrefix(c.config["amd64"], "sha256:")
+		words(t, name, engine.run("pull", "--quiet", "--tls-verify=false", d.up+"/skopeo:1"), id) // nobody yet
+		engine.login(d, "login", "--tls-verify=false", "--username", user, "--password-stdin", d.up)
+		pushed := d.digestOf(engine, "push", "--tls-verify=false", id, "docker://"+d.up+"/"+name+":1")
+		d.same(d.up+"/"+name+":1", pushed)
+	}
+	d.gone(d.up + "/nobody:1")
 }
