@@ -155,6 +155,7 @@ func (w *world) decided(cloud map[string]map[string]registry.Digest) {
 	}
 	clear(w.writes)
 	clear(w.mixed)
+	clear(w.gone)
 	clear(w.agreed)
 	for _, at := range w.pushedAt { // nothing is on its way any more that could bring an old value back
 		clear(at)

@@ -112,9 +112,13 @@ func (w *world) differs(l *layer, above map[string]map[string]registry.Digest, h
 				return fmt.Sprintf("%s:%s is %s at the parent of %s, which has %q", repo, tag, d, l.name, t.Digest)
 			}
 		}
-		for tag := range here[repo] {
-			if _, ok := above[repo][tag]; l.mode == registry.ReadOnly && !(ok && scope.MatchTag(repo, tag)) {
+		for tag, t := range here[repo] {
+			_, ok := above[repo][tag]
+			switch {
+			case l.mode == registry.ReadOnly && !(ok && scope.MatchTag(repo, tag)):
 				return fmt.Sprintf("%s still has %s:%s, which its parent has not or which is out of scope", l.name, repo, tag)
+			case t.Pushed:
+				return fmt.Sprintf("%s:%s was pushed to %s, and nothing in its queue tells the parent", repo, tag, l.name)
 			}
 		}
 	}

@@ -176,7 +176,10 @@ func (w *world) pushed(s step, a artifact, v verdict, err error) string {
 			w.failf("%s is ReadOnly and took a push of %s:%s", l.name, repo, tag)
 		}
 		own.tags[repo+":"+tag] = []registry.Digest{a.root()}
-		own.manifests[repo+"@"+a.root().String()] = true
+		// What the parent has is delivered, also where the parent has yet to hear that it was deleted above it.
+		if name := repo + "@" + a.root().String(); !w.gone[name] {
+			own.manifests[name] = true
+		}
 		w.wrote(s.layer+1, repo, tag, a.root())
 		w.pushes[s.layer][repo+"/manifests/"+tag]++
 	case unknown:
@@ -255,7 +258,7 @@ func (w *world) remove(s step) string {
 // deleted forgets a manifest that somebody deleted somewhere: when and where else it goes depends on who hears of it
 // first.
 func (w *world) deleted(repo string, d registry.Digest) {
-	w.mixed[repo], w.deletes = true, w.deletes+1
+	w.mixed[repo], w.gone[repo+"@"+d.String()], w.deletes = true, true, w.deletes+1
 	delete(w.atCloud, repo+"@"+d.String())
 	for _, own := range w.own {
 		delete(own.manifests, repo+"@"+d.String())

@@ -32,6 +32,7 @@ type world struct {
 	atCloud  map[string]bool                                 // by repository@digest: seen there
 	writes   map[string]*writes                              // by repository:tag: since all agreed the last time
 	mixed    map[string]bool                                 // repositories in which somebody deleted since then
+	gone     map[string]bool                                 // by repository@digest: deleted by somebody since then
 	agreed   map[string]registry.Digest
 	own      [layers]*acknowledged
 	pushes   [layers]map[string]int // acknowledged, by repository/manifests/tag
@@ -84,7 +85,7 @@ func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, 
 	w := &world{
 		plan: p, net: newNetwork(), content: newContent(p.seed), began: time.Now(), close: func() {},
 		history: map[string]map[registry.Digest]bool{}, atCloud: map[string]bool{},
-		writes: map[string]*writes{}, mixed: map[string]bool{}, agreed: map[string]registry.Digest{},
+		writes: map[string]*writes{}, mixed: map[string]bool{}, gone: map[string]bool{}, agreed: map[string]registry.Digest{},
 		about: map[string][]registry.Digest{}, blobs: map[registry.Digest]int{},
 	}
 	for i := range w.pushedAt {
