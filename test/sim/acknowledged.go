@@ -144,6 +144,12 @@ func (w *world) readers(i int) bool {
 	return true
 }
 
+// has reports whether the cloud has a manifest.
+func (w *world) has(repo, digest string) bool {
+	_, ok := w.desk.resolve(repo, digest)
+	return ok
+}
+
 // decided compares the tags of the cloud with what was last pushed, where only one place pushed, and begins anew.
 func (w *world) decided(cloud map[string]map[string]registry.Digest) {
 	for _, name := range slices.Sorted(maps.Keys(w.writes)) {
@@ -153,6 +159,13 @@ func (w *world) decided(cloud map[string]map[string]registry.Digest) {
 			w.failf("%s was last changed at place %d to %v, and all agree on %q", name, x.place, x.either, now)
 		}
 	}
+	for name := range w.removed {
+		if repo, d, _ := strings.Cut(name, "@"); w.has(repo, d) {
+			w.failf("%s was deleted at a layer, and the cloud has it", name)
+		}
+	}
+	clear(w.removed)
+	clear(w.pushedNow)
 	clear(w.writes)
 	clear(w.mixed)
 	clear(w.gone)

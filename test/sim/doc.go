@@ -1,8 +1,8 @@
-// Package sim runs a whole chain in one testing/synctest bubble: a cloud registry, three registries below it as cmd starts
-// them (package module), clients, links, volumes and clocks. Time is simulated, so that a run of days takes a second; the
+// Package sim runs a whole chain in one testing/synctest bubble: a cloud registry, three registries below it, in a row or two of
+// them side by side, as cmd starts them (package module), clients, links, volumes and clocks. Time is simulated, so that a run of days takes a second; the
 // network is in memory; a volume is a directory that knows what of it would survive a loss of power. What happens is a
-// plan, a pure function of a seed: pushes, pulls and deletes at every layer, faults of links, disks, processes and clocks,
-// changes of the configuration. After each step the invariants are looked at.
+// plan, a pure function of a seed: pushes, pulls and deletes at every layer, two clients at one tag,
+// faults of links, disks, processes, clocks and of the cloud, changes of the configuration. After each step the invariants are looked at.
 //
 // # To see a seed again
 //
@@ -20,7 +20,31 @@
 //   - Whatever a tag points at is complete, has the right bytes, and was pushed to that tag by somebody.
 //   - What is here is served within a second, whatever the links do. Nobody waits for an answer for ever.
 //   - When all is mended, each layer has what its parent has, within a bound of simulated time.
+//   - Then nothing is called pushed that no queue tells the parent of, and what was deleted at a layer is not in the cloud.
 //   - Each link carries each blob once; again what was removed meanwhile, or was on its way when something broke.
+//
+// # What it sees
+//
+// The product was broken in these ways, one at a time. Right of each are those of the seeds 1 to 40, or of the kept plans,
+// that fail:
+//
+//	a collection that knows no leases                             12 15 19 20 23 24 26 28 30 31 32
+//	partial content of all digests in one file                    27 of 40 seeds
+//	the same, and believed without its hash                       29 of 40 seeds
+//	what the parent has of a tag goes over a queued push          11 15 24 28
+//	a superseded move of a tag is delivered after the newer one   11 19 20 30 35
+//	a delete does not climb                                       3 19 24 25 28 32 35
+//	the first entry of the queue is dropped at each start         1 3 10 15 24 26 36
+//	a row before its file has its name                            6 27 30
+//	no fsync of a file                                            22 of 40 seeds
+//	no fsync of a directory                                       1 37 39 40
+//	a parent without a sync is not asked again                    30 40; kept plans 292 364 409 822 942
+//	a sync settles what the parent may yet lose                   kept plans 292 822 942
+//	a parent that lost a tag alone is taken for one who moved it  kept plans 364 409
+//	a cursor is kept over one that was dropped                    kept plan 262
+//
+// It does not see a push whose entry of the queue is written in a transaction of its own: each start queues what was pushed
+// and is in no queue, so that nothing that was acknowledged is lost. The powercut driver and the store's own tests are for that.
 //
 // # What is the same each time
 //
@@ -30,6 +54,9 @@
 // soon"). Of 80 plans that were run twice, one had another result in one step for that reason.
 //
 // # What is not simulated
+//
+// A disk that is slow: whoever waits for a lock waits outside of what a bubble knows of, and its time would stand still.
+// Bytes that change on their way or at rest: the links of the simulation have no TLS, and rot is the store's own tests'.
 //
 // The index file is bbolt's own: a power cut takes it as it is, with all that bbolt has written; the driver in powercut
 // cuts inside of its commits. A clock that is set back under a running process is not simulated, since its monotonic clock

@@ -26,6 +26,13 @@ func (w *world) duel(s step) string {
 	return w.pushed(two[0], made[0], v[0], errs[0]) + ", " + w.pushed(two[1], made[1], v[1], errs[1])
 }
 
+// pushTwice is a push and, before it can have been delivered, another of the same tag.
+func (w *world) pushTwice(s step) string {
+	result := w.push(s)
+	s.image++
+	return result + ", " + w.push(s)
+}
+
 // race is a push at a layer while it takes from its parent what the cloud has of the same tag.
 func (w *world) race(s step) string {
 	result := w.cloudPush(s)

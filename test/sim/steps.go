@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -22,7 +23,8 @@ var kinds = []*kind{
 	{name: "delete cloud", weight: 2, content: true, do: (*world).cloudDelete},
 	{name: "pull", weight: 8, layer: true, content: true, do: (*world).pull},
 	{name: "crowd", weight: 3, layer: true, content: true, do: (*world).crowd},
-	{name: "push", weight: 9, layer: true, content: true, do: (*world).push},
+	{name: "push", weight: 6, layer: true, content: true, do: (*world).push},
+	{name: "push twice", weight: 3, layer: true, content: true, do: (*world).pushTwice},
 	{name: "slow push", weight: 3, layer: true, content: true, do: (*world).slowPush},
 	{name: "duel", weight: 2, layer: true, content: true, do: (*world).duel},
 	{name: "race", weight: 2, layer: true, content: true, do: (*world).race},
@@ -246,12 +248,23 @@ func (w *world) untag(s step) string {
 // remove takes away what a tag of a layer points at.
 func (w *world) remove(s step) string {
 	repo, tag := repositories[s.repo], tags[s.tag]
-	either := w.own[s.layer].tags[repo+":"+tag]
-	if len(either) == 0 || either[0] == "" {
+	var d registry.Digest
+	if either := w.own[s.layer].tags[repo+":"+tag]; len(either) > 0 {
+		d = either[0]
+	} else if l := w.layers[s.layer]; w.holds(l, repo, tag) {
+		here, err := l.content().ResolveManifest(context.Background(), repo, registry.TagReference(tag))
+		if err == nil {
+			d = here.Digest
+		}
+	}
+	if d == "" {
 		return "no tag"
 	}
-	d := either[0]
 	v, err := w.floor[s.layer].drop(repo, d.String())
+	name := repo + "@" + d.String()
+	if v == done && !w.pushedNow[name] {
+		w.removed[name] = true
+	}
 	return w.dropped(s, v, err, func(*acknowledged) { w.deleted(repo, d) })
 }
 

@@ -34,13 +34,16 @@ type world struct {
 	mixed    map[string]bool                                 // repositories in which somebody deleted since then
 	gone     map[string]bool                                 // by repository@digest: deleted by somebody since then
 	agreed   map[string]registry.Digest
-	own      [layers]*acknowledged
-	pushes   [layers]map[string]int // acknowledged, by repository/manifests/tag
-	deletes  int
-	events   [layers]int             // what may have cost bytes of the link above a layer
-	losses   [layers]int             // those of them that may have cost all that was on its way
-	refetch  [layers]bool            // its disk refused to sync: what was fetched is not believed, and fetched again and again
-	blobs    map[registry.Digest]int // size of each
+
+	pushedNow map[string]bool // by repository@digest: by somebody since all agreed the last time
+	removed   map[string]bool // deleted at a layer since then, and not pushed since then
+	own       [layers]*acknowledged
+	pushes    [layers]map[string]int // acknowledged, by repository/manifests/tag
+	deletes   int
+	events    [layers]int             // what may have cost bytes of the link above a layer
+	losses    [layers]int             // those of them that may have cost all that was on its way
+	refetch   [layers]bool            // its disk refused to sync: what was fetched is not believed, and fetched again and again
+	blobs     map[registry.Digest]int // size of each
 
 	trace    []string
 	failures []string
@@ -85,7 +88,7 @@ func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, 
 	w := &world{
 		plan: p, net: newNetwork(), content: newContent(p.seed), began: time.Now(), close: func() {},
 		history: map[string]map[registry.Digest]bool{}, atCloud: map[string]bool{},
-		writes: map[string]*writes{}, mixed: map[string]bool{}, gone: map[string]bool{}, agreed: map[string]registry.Digest{},
+		writes: map[string]*writes{}, mixed: map[string]bool{}, gone: map[string]bool{}, pushedNow: map[string]bool{}, removed: map[string]bool{}, agreed: map[string]registry.Digest{},
 		about: map[string][]registry.Digest{}, blobs: map[registry.Digest]int{},
 	}
 	for i := range w.pushedAt {
@@ -131,6 +134,11 @@ func (w *world) newLayer(name, base string, log func(name string) *slog.Logger) 
 func (w *world) record(at int, repo, tag string, a artifact) {
 	for _, b := range a.blobs {
 		w.blobs[digestOf(b)] = len(b)
+	}
+	for _, m := range a.manifests {
+		name := repo + "@" + digestOf(m.body).String()
+		w.pushedNow[name] = true
+		delete(w.removed, name)
 	}
 	key := repo + ":" + tag
 	if w.history[key] == nil {
