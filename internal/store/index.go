@@ -263,7 +263,7 @@ func (s *Store) finish(t *tx, end seal) error {
 	committed := false
 	defer func() { done(committed) }() // also when bbolt panics
 	size := t.Size()
-	s.version.Add(1) // bbolt shows what it commits before it is durable
+	s.version.Add(1) // what bbolt commits is seen before Commit returns
 	defer s.version.Add(1)
 	if err := t.Commit(); err != nil {
 		if errors.Is(err, syscall.EIO) {
