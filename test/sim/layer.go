@@ -33,7 +33,8 @@ type layer struct {
 	cron    string
 	round   time.Duration // between two iterations at most, while nothing is wrong
 	pull    bool
-	down    int // steps until it is started again
+	wants   bool // it was started on a sick disk, which may not take back what the log has of small content
+	down    int  // steps until it is started again
 	starts  uint64
 	skew    time.Duration // of the wall clock
 	skewMu  sync.Mutex
