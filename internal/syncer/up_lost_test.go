@@ -169,6 +169,7 @@ func TestParentForgets(t *testing.T) {
 						t.Fatal(err)
 					}
 					time.Sleep(10 * time.Second)
+					synctest.Wait() // nobody asks the parent while another takes its place
 					forget()
 					time.Sleep(10 * time.Minute)
 					synctest.Wait()
