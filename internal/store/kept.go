@@ -1,10 +1,13 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -23,13 +26,14 @@ const (
 // kept is the content whose bytes are in the log, and may not be on the disk in their file yet.
 type kept struct {
 	flushing sync.Mutex
+	held     atomic.Int64 // how many have their bytes in memory
 	mu       sync.Mutex
 	pending  map[registry.Digest]*unsynced
 }
 
 // unsynced is one file of these.
 type unsynced struct {
-	body []byte // where the file has to be written again
+	body []byte // where the file has to be written again: it is served from here meanwhile. Under mu
 }
 
 func (k *kept) add(d registry.Digest, body []byte) *unsynced {
@@ -38,9 +42,47 @@ func (k *kept) add(d registry.Digest, body []byte) *unsynced {
 	if k.pending == nil {
 		k.pending = map[registry.Digest]*unsynced{}
 	}
-	u := &unsynced{body}
+	if u := k.pending[d]; u != nil {
+		k.hold(u, nil)
+	}
+	u := &unsynced{}
+	k.hold(u, body)
 	k.pending[d] = u
 	return u
+}
+
+// hold gives an entry its bytes, or takes them away; under mu.
+func (k *kept) hold(u *unsynced, body []byte) {
+	if u.body != nil {
+		k.held.Add(-1)
+	}
+	if body != nil {
+		k.held.Add(1)
+	}
+	u.body = body
+}
+
+// set is hold for an entry that is of the store still.
+func (k *kept) set(d registry.Digest, u *unsynced, body []byte) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.pending[d] == u {
+		k.hold(u, body)
+	}
+}
+
+// bytes are those of content that has no sound file now, because the disk did not take it back after a power cut; nil for
+// all other content.
+func (k *kept) bytes(d registry.Digest) []byte {
+	if k.held.Load() == 0 {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if u := k.pending[d]; u != nil {
+		return u.body
+	}
+	return nil
 }
 
 func (k *kept) list() map[registry.Digest]*unsynced {
@@ -54,9 +96,28 @@ func (k *kept) done(d registry.Digest, u *unsynced) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.pending[d] == u {
+		k.hold(u, nil)
 		delete(k.pending, d)
 	}
 }
+
+// memory is a file of content that is served from memory.
+type memory struct{ *bytes.Reader }
+
+func (memory) Close() error                       { return nil }
+func (memory) Sync() error                        { return nil }
+func (memory) Truncate(int64) error               { return fs.ErrPermission }
+func (memory) WriteAt([]byte, int64) (int, error) { return 0, fs.ErrPermission }
+func (m memory) Stat() (fs.FileInfo, error)       { return memoryInfo{m.Reader.Size()}, nil }
+
+type memoryInfo struct{ size int64 }
+
+func (memoryInfo) Name() string       { return "" }
+func (i memoryInfo) Size() int64      { return i.size }
+func (memoryInfo) Mode() fs.FileMode  { return 0o400 }
+func (memoryInfo) ModTime() time.Time { return time.Time{} }
+func (memoryInfo) IsDir() bool        { return false }
+func (memoryInfo) Sys() any           { return nil }
 
 // keep adds the bytes of content to the record of the transaction.
 func (t *tx) keep(d registry.Digest, body []byte) {
@@ -130,17 +191,19 @@ func (s *Store) flush(patience time.Duration) error {
 }
 
 func (s *Store) flushFile(d registry.Digest, u *unsynced) error {
-	if u.body == nil {
+	body := s.kept.bytes(d)
+	if body == nil {
 		err := s.syncKept(d)
 		if err == nil || isAbsent(err) { // removed meanwhile
 			return nil
 		}
 		// A second sync may succeed without the bytes: they are written to another file.
-		if u.body, err = s.readKept(d); err != nil {
+		if body, err = s.readKept(d); err != nil {
 			return err
 		}
+		s.kept.set(d, u, body)
 	}
-	return s.restore(d, u.body)
+	return s.restore(d, body)
 }
 
 func (s *Store) syncKept(d registry.Digest) error {
@@ -206,7 +269,8 @@ func (s *Store) restore(d registry.Digest, body []byte) error {
 }
 
 // restoreKept looks after an end that was none whether the files are there whose bytes the logs have, and writes those
-// again that are not. What the disk does not take is tried again with the next snapshot, and the log stays until then.
+// again that are not. What the disk does not take is served from memory and tried again with the next snapshot, and the log
+// stays until then.
 func (s *Store) restoreKept(logs []redoLog) error {
 	s.kept.flushing.Lock()
 	defer s.kept.flushing.Unlock()
@@ -242,7 +306,7 @@ func (s *Store) restoreKept(logs []redoLog) error {
 			s.log.Error("content could not be written again from the log yet", "digest", d.String(), "error", err)
 			continue
 		}
-		u.body = nil // its directory is synced with the others
+		s.kept.set(d, u, nil) // its directory is synced with the others
 		restored++
 	}
 	if restored > 0 {

@@ -153,6 +153,9 @@ func (s *Store) blobsAfter(after registry.Digest) (list []target, err error) {
 // scrubBlob hashes one file, a second time when the first finds fault: what memory or a cable did wrong once is not on
 // the disk.
 func (s *Store) scrubBlob(ctx context.Context, d registry.Digest, size, rate int64) (bad bool, err error) {
+	if s.kept.bytes(d) != nil { // its file is to be written again
+		return false, nil
+	}
 	var file File
 	for range 2 {
 		f, err := s.fs.Open(s.contentPath(d), false)

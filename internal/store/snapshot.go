@@ -58,6 +58,11 @@ func (s *Store) Snapshot(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if commits == s.snapshotAt && !s.lacking.Load() {
+		if s.kept.held.Load() > 0 { // the disk may take them now
+			if err := s.flush(0); err != nil {
+				return diskError(err)
+			}
+		}
 		return s.checkIndex()
 	}
 	if err := s.flush(0); err != nil { // the log before the current one goes, with the content that it has

@@ -2,7 +2,6 @@ package powercut
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -166,9 +165,9 @@ func traced(ctx context.Context, base, binary string) (lacks string, err error) 
 
 // ended waits for the end of a trace: strace ends after what it traces.
 func ended(trace string, pid int) error {
-	end := fmt.Appendf(nil, "\n%d +++ exited", pid)
+	end := regexp.MustCompile(fmt.Sprintf(`(?m)^%d +\+\+\+ exited`, pid)) // it pads what is shorter than five digits
 	for range 3000 {
-		if body, _ := os.ReadFile(trace); bytes.Contains(body, end) {
+		if body, _ := os.ReadFile(trace); end.Match(body) {
 			return nil
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -94,7 +94,7 @@ func (w *world) checkManifest(i int, name string) error {
 	for j := i; j >= 0; j = w.plan.above(j) {
 		l := w.layers[j]
 		s := l.content()
-		if !l.isReady() || s == nil || l.wants {
+		if !l.isReady() || s == nil {
 			return nil // it cannot be asked
 		}
 		err := l.complete(s, repo, registry.Digest(digest))

@@ -19,7 +19,7 @@ import (
 func (w *world) check() {
 	for i, l := range w.layers {
 		s := l.content()
-		if !l.isReady() || s == nil || l.wants {
+		if !l.isReady() || s == nil {
 			continue
 		}
 		err := w.checkServed(l, s)

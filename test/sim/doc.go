@@ -54,8 +54,6 @@
 // # What is not simulated
 //
 // A disk that is slow: whoever waits for a lock waits outside of what a bubble knows of, and its time would stand still.
-// What a registry has that was started on a full disk, or on one that refuses to sync, is looked at when all is mended:
-// small content that a loss of power took is in its log, and in its file when the disk takes it.
 // Bytes that change on their way or at rest: the links of the simulation have no TLS, and rot is the store's own tests'.
 //
 // The index file is bbolt's own: a power cut takes it as it is, with all that bbolt has written; the driver in powercut

@@ -33,8 +33,7 @@ type layer struct {
 	cron    string
 	round   time.Duration // between two iterations at most, while nothing is wrong
 	pull    bool
-	wants   bool // it was started on a sick disk, which may not take back what the log has of small content
-	down    int  // steps until it is started again
+	down    int // steps until it is started again
 	starts  uint64
 	skew    time.Duration // of the wall clock
 	skewMu  sync.Mutex

@@ -23,9 +23,6 @@ func (w *world) settle(step) string {
 		var cloud map[string]map[string]registry.Digest
 		if cloud, left = w.difference(); left == "" {
 			w.decided(cloud)
-			for _, l := range w.layers {
-				l.wants = false
-			}
 			return "after " + time.Since(began).Round(100*time.Millisecond).String()
 		}
 		time.Sleep(pause)

@@ -219,7 +219,6 @@ func (w *world) begin(l *layer) {
 			w.events[i]++
 		}
 	}
-	l.wants = l.wants || l.volume.sick()
 	ok := l.start()
 	w.tracef("%s starts, ready %v", l.name, ok)
 	if !ok && !l.volume.ended() && !l.volume.sick() {
