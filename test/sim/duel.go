@@ -39,8 +39,9 @@ func (w *world) race(s step) string {
 	var group sync.WaitGroup
 	group.Go(func() { w.sync(s) })
 	time.Sleep(time.Duration(s.n%60) * time.Millisecond)
-	s.image++
-	result += ", " + w.push(s)
+	next := s
+	next.image++
+	result += ", " + w.push(next)
 	group.Wait()
 	return result
 }

@@ -117,7 +117,7 @@ func TestFailedSync(t *testing.T) {
 	d.until("it is ready", func() (bool, string) { code, body := d.health("/readyz"); return code == http.StatusOK, body })
 	acked := map[string]v1.Image{}
 	refused := 0
-	for i := range 12 {
+	for i := 0; i < 12 || i < 300 && refused == 0; i++ { // strace counts for each thread
 		ref := fmt.Sprintf("floor/app%d:%d", i%3, i)
 		img := image(t, 20*kib, fmt.Sprint("sync", i))
 		err := d.put(ref, img)
@@ -131,7 +131,7 @@ func TestFailedSync(t *testing.T) {
 		}
 	}
 	d.alive()
-	t.Logf("%d of 12 images were acknowledged, %d refused", len(acked), refused)
+	t.Logf("%d images were acknowledged, %d refused", len(acked), refused)
 	if refused == 0 || len(acked) == 0 {
 		t.Error("that says nothing")
 	}
