@@ -48,6 +48,7 @@ func (d *documents) PutDocument(_ context.Context, name string, body []byte) err
 
 // house is a gateway of the registry "upper" with children.
 type house struct {
+	heard string // version of the tokens that the child has heard of
 	*gateway.Children
 	h    http.Handler
 	docs *documents
@@ -112,6 +113,9 @@ func (h *house) child(method, path, gateways, instance string, body any) *httpte
 	r.Header.Set(registry.HeaderChildName, strings.Fields(gateways)[0])
 	r.Header.Set(registry.HeaderChildInstance, instance)
 	r.Header.Set(registry.HeaderChildMode, "ReadOnly")
+	if h.heard != "" {
+		r.Header.Set(registry.HeaderRelay, h.heard)
+	}
 	w := httptest.NewRecorder()
 	h.h.ServeHTTP(w, r)
 	return w
@@ -325,6 +329,32 @@ func TestHeldQuestionEndsWithOtherTokens(t *testing.T) {
 		w := h.child(http.MethodGet, "changes?since=x.1&wait=50", "lower leaf", "one", nil)
 		if took := time.Since(began); w.Code != 304 || took != 2*time.Second || w.Header().Get(registry.HeaderRelay) == version {
 			t.Errorf("%d after %v with the version %q", w.Code, took, w.Header().Get(registry.HeaderRelay))
+		}
+	})
+}
+
+// TestQuestionIsNotHeldWithOtherTokens: tokens that changed between two questions are told of at once.
+func TestQuestionIsNotHeldWithOtherTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		version := h.child(http.MethodGet, "", "lower leaf", "one", nil).Header().Get(registry.HeaderRelay)
+		h.from.set("leaf", "other")
+		for _, tt := range []struct {
+			heard string
+			took  time.Duration
+		}{{version, 0}, {"", 50 * time.Second}} {
+			began := time.Now()
+			h.heard = tt.heard
+			w := h.child(http.MethodGet, "changes?since=x.1&wait=50", "lower leaf", "one", nil)
+			now := w.Header().Get(registry.HeaderRelay)
+			if took := time.Since(began); w.Code != 304 || took != tt.took || now == version {
+				t.Errorf("heard %q: %d after %v with the version %q", tt.heard, w.Code, took, now)
+			}
+			began, h.heard = time.Now(), now
+			w = h.child(http.MethodGet, "changes?since=x.1&wait=50", "lower leaf", "one", nil)
+			if took := time.Since(began); w.Code != 304 || took != 50*time.Second {
+				t.Errorf("heard %q: %d after %v", now, w.Code, took)
+			}
 		}
 	})
 }

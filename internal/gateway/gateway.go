@@ -219,6 +219,9 @@ func (g *gateway) changes(q question) error {
 	}
 	since := values.Get("since")
 	relay := g.tellRelay(q)
+	if heard := r.Header.Get(registry.HeaderRelay); heard != "" && relay != nil && heard != w.Header().Get(registry.HeaderRelay) {
+		wait = 0 // it changed between this question and the one before
+	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {

@@ -225,6 +225,9 @@ func (p *Parent) question(ctx context.Context, method, path string, query url.Va
 				req.Header.Set(name, value)
 			}
 		}
+		if heard := p.relay.Load(); heard != nil {
+			req.Header.Set(registry.HeaderRelay, *heard)
+		}
 		if err := p.introduce(ctx, req, path); err != nil {
 			return nil, err
 		}
