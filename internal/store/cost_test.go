@@ -60,7 +60,11 @@ func TestManifestIsOneTransaction(t *testing.T) {
 			if n := after.TxStats.GetWrite() - before.TxStats.GetWrite(); n != 0 {
 				t.Errorf("%s: %d writes", name, n)
 			}
-			if n := testing.AllocsPerRun(100, again); n > c.allocations {
+			n := testing.AllocsPerRun(100, again)
+			for range 20 { // it counts what others do meanwhile too
+				n = min(n, testing.AllocsPerRun(100, again))
+			}
+			if n > c.allocations {
 				t.Errorf("%s, commits between them: %v: %.0f allocations", name, c.commits, n)
 			}
 		}
