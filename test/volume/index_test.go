@@ -159,7 +159,7 @@ func TestRecovering(t *testing.T) {
 	f := newFilled(t)
 	d, a := f.copy(t)
 	bare(t, d.data)
-	const size = 1 << 30
+	const size = 4 << 30 // seconds to hash, so that there is a middle
 	h := sha256.New()
 	_, err := io.CopyN(h, zeros{}, size)
 	must(t, err)
