@@ -41,7 +41,7 @@ func TestClientThatLeavesIsNotAParentThatIsAway(t *testing.T) {
 	}()
 	<-p.asked
 	leave()
-	if err := <-done; !errors.Is(err, context.Canceled) {
+	if err := <-done; err != nil && !errors.Is(err, context.Canceled) { // the first iteration may have been faster
 		t.Errorf("who left got %v", err)
 	}
 	if _, err := r.served.GetManifest(t.Context(), "app", registry.TagReference("v1")); err != nil {
