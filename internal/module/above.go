@@ -101,15 +101,20 @@ func (a *above) Changes(ctx context.Context, req registry.ChangesRequest) (regis
 // reason not to sync.
 func (a *above) tokens(ctx context.Context) {
 	version, ok := a.RelayVersion()
-	if !ok || version == a.m.relayVersion() {
+	if !ok {
 		return
 	}
-	relay, err := a.Relayed(ctx)
-	if err != nil {
-		a.m.log.Warn("the client tokens of the parent could not be fetched; those from before stay", "error", err)
-		return
+	if version != a.m.relayVersion() {
+		relay, err := a.Relayed(ctx)
+		if err == nil {
+			a.m.takeRelay(ctx, relay)
+		} else {
+			a.m.log.Warn("the client tokens of the parent could not be fetched; those from before stay", "error", err)
+		}
 	}
-	a.m.takeRelay(ctx, relay)
+	if ctx.Err() == nil { // after a failure it is asked again with the next answer, and not in a circle
+		a.SettleRelay(version)
+	}
 }
 
 func (a *above) offersStatus() bool {

@@ -17,7 +17,7 @@ const (
 
 // HeaderRelay is on the answers to a child that may read a gateway: the version of what GET LayerPath+"tokens" would
 // answer now. A parent without the header relays nothing, and takes nothing away. On the questions of a child it is the
-// version that the child heard of last: while the parent has another, no question is held.
+// version that the child is done with, "none" where there is none: while the parent has another, no question is held.
 const HeaderRelay = "Connected-Registry-Relay"
 
 // What a parent can do for the child that asks, as LayerInfo says it; a sync token without the actions on its gateway is

@@ -42,6 +42,17 @@ func (p *Parent) RelayVersion() (version string, ok bool) {
 	return *v, true
 }
 
+// SettleRelay says that the version of the tokens is done with: a question is not held back by a parent that has
+// another one. What was heard of but not taken, because the question was cancelled, is told of again at once.
+func (p *Parent) SettleRelay(version string) { p.settled.Store(&version) }
+
+func (p *Parent) settledRelay() string {
+	if v := p.settled.Load(); v != nil {
+		return *v
+	}
+	return "none"
+}
+
 // Relayed returns the tokens that the parent has for this registry and for those below it.
 func (p *Parent) Relayed(ctx context.Context) (registry.Relay, error) {
 	var relay registry.Relay

@@ -225,8 +225,8 @@ func (p *Parent) question(ctx context.Context, method, path string, query url.Va
 				req.Header.Set(name, value)
 			}
 		}
-		if heard := p.relay.Load(); heard != nil {
-			req.Header.Set(registry.HeaderRelay, *heard)
+		if p.relay.Load() != nil { // the header has to differ where nothing was settled, or the question is held
+			req.Header.Set(registry.HeaderRelay, p.settledRelay())
 		}
 		if err := p.introduce(ctx, req, path); err != nil {
 			return nil, err

@@ -76,7 +76,8 @@ type Parent struct {
 	lists     map[string]wholeList // of more than one page, whose next page may be asked for
 	relisting chan struct{}        // holds one while a list of referrers is changed
 
-	relay atomic.Pointer[string] // version of the tokens that the parent has for this registry; nil: it said nothing of that
+	relay   atomic.Pointer[string] // version of the tokens that the parent has for this registry; nil: it said nothing of that
+	settled atomic.Pointer[string] // the one that is done with, as the parent is told
 
 	chunkMu                     sync.Mutex
 	chunkWant, chunkMost, chunk int64 // bytes: as configured, as far as nobody refused it, of the next one

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -26,6 +27,8 @@ type Cloud struct {
 	Addr string // host:port
 
 	registry *olareg.Server
+	mu       sync.RWMutex // held by requests: closing the registry under one is a race in it
+	closed   bool
 	server   *http.Server
 	done     chan struct{}
 }
@@ -45,7 +48,7 @@ func Start(dir string) (*Cloud, error) {
 		return nil, err
 	}
 	c := &Cloud{Addr: ln.Addr().String(), registry: olareg.New(conf), done: make(chan struct{})}
-	c.server = &http.Server{Handler: c.registry, ReadHeaderTimeout: 10 * time.Second}
+	c.server = &http.Server{Handler: c, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		_ = c.server.Serve(ln) // ends with Close
 		close(c.done)
@@ -62,14 +65,26 @@ func (c *Cloud) Guarded(user, password string) *httptest.Server {
 			http.Error(w, "sign in", http.StatusUnauthorized)
 			return
 		}
-		c.registry.ServeHTTP(w, r)
+		c.ServeHTTP(w, r)
 	}))
+}
+
+// ServeHTTP is the registry.
+func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if !c.closed {
+		c.registry.ServeHTTP(w, r)
+	}
 }
 
 // Close ends it.
 func (c *Cloud) Close() error {
 	err := c.server.Close()
 	<-c.done
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
 	return errors.Join(err, c.registry.Close())
 }
 
