@@ -96,34 +96,48 @@ func (m *Module) methodGetStatus(ctx context.Context, _ []byte) (any, error) {
 	return m.Status(ctx), nil
 }
 
+// paging is the part of a method's payload that says which page of a list is wanted.
+type paging struct {
+	After string `json:"after"` // the name that the page before ended with
+	Limit int    `json:"limit"` // 1 to registry.MaxPage
+}
+
+// firstPage is what is answered where nothing else is asked for.
+var firstPage = paging{Limit: 100}
+
+// page returns those of all, which are in order of their names, that are asked for, and the name to go on after; it is
+// empty with the last page. It is never nil.
+func page[T any](p paging, all []T, name func(T) string) (items []T, after string, err error) {
+	if p.Limit < 1 || p.Limit > registry.MaxPage {
+		return nil, "", badPayload("limit: %d, want 1 to %d", p.Limit, registry.MaxPage)
+	}
+	first := slices.IndexFunc(all, func(item T) bool { return name(item) > p.After })
+	if first < 0 {
+		return []T{}, "", nil
+	}
+	if items = all[first:]; len(items) > p.Limit {
+		items = items[:p.Limit]
+		after = name(items[p.Limit-1])
+	}
+	return items, after, nil
+}
+
 // methodListRepositories returns a page of repositories with their state: {"after": "name", "limit": 100}.
 func (m *Module) methodListRepositories(ctx context.Context, payload []byte) (any, error) {
-	req := struct {
-		After string `json:"after"`
-		Limit int    `json:"limit"`
-	}{Limit: 100}
+	req := firstPage
 	if err := parsePayload(payload, &req); err != nil {
 		return nil, err
 	}
-	if req.Limit < 1 || req.Limit > registry.MaxPage {
-		return nil, badPayload("limit: %d, want 1 to %d", req.Limit, registry.MaxPage)
-	}
-	status := m.Status(ctx)
-	page := struct {
+	var out struct {
 		Repositories []registry.RepositoryState `json:"repositories"`
 		After        string                     `json:"after,omitempty"` // ask again with this for the next page
-	}{Repositories: []registry.RepositoryState{}}
-	for _, r := range status.Repositories {
-		if r.Repository <= req.After {
-			continue
-		}
-		if len(page.Repositories) == req.Limit {
-			page.After = page.Repositories[req.Limit-1].Repository
-			break
-		}
-		page.Repositories = append(page.Repositories, r)
 	}
-	return page, nil
+	var err error
+	out.Repositories, out.After, err = page(req, m.Status(ctx).Repositories, func(r registry.RepositoryState) string { return r.Repository })
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // GCResult is what a collection freed, or would free.

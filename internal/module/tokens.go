@@ -82,15 +82,11 @@ type TokenPage struct {
 // handed down to a connected registry below: {"name": "", "after": "token", "limit": 100}.
 func (m *Module) methodListClientTokens(_ context.Context, payload []byte) (any, error) {
 	req := struct {
-		Name  string `json:"name"`
-		After string `json:"after"`
-		Limit int    `json:"limit"`
-	}{Limit: 100}
+		paging
+		Name string `json:"name"`
+	}{paging: firstPage}
 	if err := parsePayload(payload, &req); err != nil {
 		return nil, err
-	}
-	if req.Limit < 1 || req.Limit > registry.MaxPage {
-		return nil, badPayload("limit: %d, want 1 to %d", req.Limit, registry.MaxPage)
 	}
 	m.mu.Lock()
 	sources := m.tokenSources()
@@ -111,18 +107,16 @@ func (m *Module) methodListClientTokens(_ context.Context, payload []byte) (any,
 			}
 		}
 	}
-	page := TokenPage{ClientTokens: []TokenState{}}
+	all := make([]TokenState, 0, len(states))
 	for _, name := range slices.Sorted(maps.Keys(states)) {
-		if name <= req.After {
-			continue
-		}
-		if len(page.ClientTokens) == req.Limit {
-			page.After = page.ClientTokens[req.Limit-1].Name
-			break
-		}
-		page.ClientTokens = append(page.ClientTokens, states[name])
+		all = append(all, states[name])
 	}
-	return page, nil
+	var out TokenPage
+	var err error
+	if out.ClientTokens, out.After, err = page(req.paging, all, func(t TokenState) string { return t.Name }); err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (m *Module) tokenState(name, from string, t registry.ClientToken) TokenState {
