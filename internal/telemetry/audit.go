@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -12,8 +13,11 @@ import (
 )
 
 const (
-	// maxQueue bounds the lines that wait for a disk that does not take them, in bytes.
+	// maxQueue bounds the lines that are not durable yet, in bytes: those that wait for a disk that does not take them,
+	// and those that are written and may have to be written again.
 	maxQueue = 1 << 20
+	// fullBatch is how many bytes of written lines are synced without waiting for the end of the batch.
+	fullBatch = maxQueue / 4
 	// batch is the shortest time between two syncs of the file: what a power cut can take is what was written since the
 	// last one.
 	batch = 250 * time.Millisecond
@@ -43,11 +47,11 @@ type AuditLog struct {
 	enabled bool
 	live    bool // sequence numbers are known
 	seq     uint64
-	queue   bytes.Buffer
-	lost    uint64 // not in the queue because it was full
-	failure error  // of the last batch
-	written uint64 // number of the last record that is in the file
-	synced  uint64 // number of the last record that a power cut leaves
+	queue   bytes.Buffer // the lines that are not durable
+	settled int64        // where in the stream of lines the queue begins
+	lost    uint64       // not in the queue because it was full
+	failure error        // of the last batch
+	synced  uint64       // number of the last record that a power cut leaves
 }
 
 // NewAuditLog returns a log that keeps nothing until Enable, and writes nothing until Run.
@@ -172,11 +176,18 @@ func (a *AuditLog) Run(ctx context.Context, dir string) {
 	for pending := true; ; {
 		select {
 		case <-ctx.Done():
-			a.note(a.write(w, dir))
-			a.note(w.close())
+			err := a.flush(w, dir)
+			if err != nil {
+				err = a.flush(w, dir) // into another file
+			}
+			a.note(errors.Join(err, w.close()))
 			return
 		case <-a.wake:
-			if err := a.write(w, dir); err != nil {
+			err := a.write(w, dir)
+			if err == nil && w.written-w.synced >= fullBatch {
+				err = a.sync(w)
+			}
+			if err != nil {
 				a.note(err)
 				timer.Reset(retryPause)
 				pending = true
@@ -186,11 +197,9 @@ func (a *AuditLog) Run(ctx context.Context, dir string) {
 			}
 		case <-timer.C:
 			pending = false
-			err := a.write(w, dir) // what a failed round left
-			if err == nil {
-				err = a.sync(w)
-			}
-			if a.note(err); err != nil {
+			err := a.flush(w, dir)
+			a.note(err)
+			if err != nil {
 				timer.Reset(retryPause)
 				pending = true
 			}
@@ -198,7 +207,15 @@ func (a *AuditLog) Run(ctx context.Context, dir string) {
 	}
 }
 
-// write takes the queue to the file; what the disk does not take is queued again.
+// flush makes all that is queued durable.
+func (a *AuditLog) flush(w *writer, dir string) error {
+	if err := a.write(w, dir); err != nil {
+		return err
+	}
+	return a.sync(w)
+}
+
+// write takes what is not in a file there.
 func (a *AuditLog) write(w *writer, dir string) error {
 	a.mu.Lock()
 	live := a.live
@@ -214,32 +231,32 @@ func (a *AuditLog) write(w *writer, dir string) error {
 		a.lost = 0
 		a.add(registry.AuditRecord{Category: registry.AuditLog, Operation: "lost", Result: registry.AuditFailed, Count: lost})
 	}
-	lines, last := bytes.Clone(a.queue.Bytes()), a.seq
-	a.queue.Reset()
+	lines := bytes.Clone(a.queue.Bytes()[w.written-a.settled:])
 	a.mu.Unlock()
-	rest, err := w.write(lines)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(rest) == 0 {
-		a.written = last
-	} else {
-		newer := bytes.Clone(a.queue.Bytes())
-		a.queue.Reset()
-		a.queue.Write(rest)
-		a.queue.Write(newer)
-	}
+	err := w.write(lines)
+	a.settle(w)
 	return err
 }
 
 // sync makes what is in the file last.
 func (a *AuditLog) sync(w *writer) error {
-	if err := w.sync(); err != nil {
-		return err
-	}
+	err := w.sync()
+	a.settle(w)
+	return err
+}
+
+// settle takes what is durable out of the queue.
+func (a *AuditLog) settle(w *writer) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.synced = a.written
-	return nil
+	lines := a.queue.Next(int(w.synced - a.settled))
+	a.settled = w.synced
+	if len(lines) > 0 {
+		last := bytes.LastIndexByte(lines[:len(lines)-1], '\n') + 1
+		if seq, ok := seqOf(lines[last:]); ok {
+			a.synced = seq
+		}
+	}
 }
 
 // note keeps how the last round ended, and logs when that changes.

@@ -20,11 +20,26 @@ import (
 
 // disk is the files of a log with what a power cut would leave of them.
 type disk struct {
-	mu     sync.Mutex
-	synced map[string]int64 // path -> bytes that are durable
-	full   bool
-	torn   int // bytes that a write still takes while the disk is full
-	syncs  int
+	mu    sync.Mutex
+	files map[uint64]*inode
+	full  bool
+	torn  int // bytes that a write still takes while the disk is full
+	fails int // syncs from now on that fail
+}
+
+// inode is what the disk has of a file. What a sync that failed was to bring there it never has, whatever a later sync
+// says: the kernel takes those pages for clean.
+type inode struct {
+	synced  int64      // bytes that are durable
+	dropped [][2]int64 // from and to of what is not, although it was synced since
+}
+
+func (d *disk) inode(info os.FileInfo) *inode {
+	number := info.Sys().(*syscall.Stat_t).Ino
+	if d.files[number] == nil {
+		d.files[number] = &inode{}
+	}
+	return d.files[number]
 }
 
 type diskFile struct {
@@ -34,7 +49,15 @@ type diskFile struct {
 
 func (d *disk) open(path string) (file, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-	return diskFile{f, d}, err
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if info, err := f.Stat(); err == nil && info.Size() == 0 {
+		*d.inode(info) = inode{} // the number was another file's
+	}
+	return diskFile{f, d}, nil
 }
 
 func (f diskFile) Write(p []byte) (int, error) {
@@ -54,27 +77,53 @@ func (f diskFile) Sync() error {
 	if err != nil {
 		return err
 	}
-	f.d.syncs++
-	f.d.synced[f.Name()] = info.Size()
+	i := f.d.inode(info)
+	from := i.synced
+	i.synced = info.Size()
+	if f.d.fails > 0 {
+		f.d.fails--
+		i.dropped = append(i.dropped, [2]int64{from, info.Size()})
+		return syscall.EIO
+	}
 	return f.File.Sync()
 }
 
-// cut leaves what was synced and a torn part of what was not.
+// cut leaves what was synced, and in the file that is written to a torn part of what was not.
 func (d *disk) cut(t *testing.T, dir string, torn int64) {
 	t.Helper()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	path := filepath.Join(dir, currentName)
-	info, err := os.Stat(path)
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(path, min(d.synced[path]+torn, info.Size())); err != nil {
-		t.Fatal(err)
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		info, err := e.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := d.inode(info)
+		if e.Name() != currentName {
+			torn = 0
+		}
+		raw = raw[:min(i.synced+torn, info.Size())]
+		for _, at := range i.dropped {
+			for n := at[0]; n < min(at[1], int64(len(raw))); n++ {
+				raw[n] = 0
+			}
+		}
+		if err := os.WriteFile(path, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
-func newDisk() *disk { return &disk{synced: map[string]int64{}} }
+func newDisk() *disk { return &disk{files: map[uint64]*inode{}} }
 
 // read returns the records of all files in order.
 func read(t *testing.T, dir string) []registry.AuditRecord {
@@ -304,6 +353,103 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("%d written and %d counted as lost of %d; the last is %+v", written, lost, n, got[len(got)-1])
 		}
 	})
+}
+
+// TestBurst: more than may wait for the disk comes within one batch, and nothing of it is lost.
+func TestBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, stop := run(t, t.TempDir(), AuditOptions{open: newDisk().open})
+		defer stop()
+		a.Enable(t.Context(), true)
+		long := push("acme/app")
+		long.Detail = strings.Repeat("x", 1000)
+		for i := range 3 * maxQueue / 1000 {
+			a.Audit(t.Context(), long)
+			if i%100 == 0 {
+				synctest.Wait() // for the writer; no time passes
+			}
+		}
+		if lost, err := a.Trouble(); lost > 0 || err != nil {
+			t.Errorf("%d lost, %v", lost, err)
+		}
+	})
+}
+
+// TestFailedSync: what is said to be durable is there after a power cut, also where the disk failed before and a later
+// sync succeeded; and what waited for the disk follows, once and in order.
+func TestFailedSync(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		type step struct{ fails, records int }
+		steps := rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) step {
+			return step{rapid.SampledFrom([]int{0, 0, 1, 2, 5}).Draw(rt, "fails"), rapid.IntRange(1, 12).Draw(rt, "records")}
+		}), 1, 6).Draw(rt, "steps")
+		after := time.Duration(rapid.IntRange(0, 12_000).Draw(rt, "cut after ms")) * time.Millisecond
+		cut := rapid.Bool().Draw(rt, "cut")
+		maxBytes := rapid.SampledFrom([]int64{0, 700}).Draw(rt, "file")
+		dir, err := os.MkdirTemp(t.TempDir(), "")
+		if err != nil {
+			rt.Fatal(err)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			d := newDisk()
+			a, stop := run(t, dir, AuditOptions{open: d.open, MaxBytes: maxBytes, Keep: 1000})
+			a.Enable(t.Context(), true)
+			for _, s := range steps {
+				d.mu.Lock()
+				d.fails = s.fails
+				d.mu.Unlock()
+				for range s.records {
+					a.Audit(t.Context(), push("acme/app"))
+				}
+				time.Sleep(after / time.Duration(len(steps)))
+			}
+			if !cut {
+				time.Sleep(10 * retryPause)
+				if last, synced := a.Reached(); last != synced {
+					t.Errorf("%d of %d records are durable on a disk that works again", synced, last)
+				}
+				if _, err := a.Trouble(); err != nil {
+					t.Error(err)
+				}
+			}
+			synctest.Wait()
+			_, want := a.Reached()
+			if cut {
+				d.cut(t, dir, 0)
+			}
+			got := lenient(t, dir)
+			if uint64(len(got)) < want {
+				t.Fatalf("%d records are said to be durable, and %d are: %v", want, len(got), got)
+			}
+			for i := range want {
+				if got[i] != i+1 {
+					t.Fatalf("record %d is not where it belongs: %v", i+1, got)
+				}
+			}
+			stop()
+		})
+	})
+}
+
+// lenient returns the numbers of the records that can be read, in the order of the files.
+func lenient(t *testing.T, dir string) (numbers []uint64) {
+	t.Helper()
+	names, err := olderFiles(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range append(names, currentName) {
+		raw, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(raw)) {
+			if seq, ok := seqOf([]byte(line)); ok {
+				numbers = append(numbers, seq)
+			}
+		}
+	}
+	return numbers
 }
 
 func BenchmarkAudit(b *testing.B) {

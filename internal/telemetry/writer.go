@@ -33,20 +33,28 @@ func openFile(path string) (file, error) {
 	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 }
 
-// writer is the files of the log. It is used by one goroutine.
+// writer is the files of the log. It is used by one goroutine. Positions are those in the stream of all lines.
+//
+// What a failed fsync leaves in a file nobody can tell, and a second one that succeeds says nothing of it: the kernel
+// may have dropped what it could not write. So the lines since the last good one are the caller's again, for another
+// file.
 type writer struct {
-	dir   string
-	o     AuditOptions
-	f     file
-	size  int64
-	dirty bool
+	dir  string
+	o    AuditOptions
+	f    file
+	size int64 // of the file
+	good int64 // of the file, what is durable
+	bad  bool  // a sync of the file failed: nothing is written to it any more
+
+	written int64 // how far the stream is in files
+	synced  int64 // how far it is durable
 }
 
-// write appends whole lines and returns those that are not in the file.
-func (w *writer) write(lines []byte) (rest []byte, err error) {
+// write appends whole lines, which follow what is written.
+func (w *writer) write(lines []byte) error {
 	for len(lines) > 0 {
 		if err := w.ready(); err != nil {
-			return lines, err
+			return err
 		}
 		// As many lines as fit into this file, and at least one.
 		n := len(lines)
@@ -54,7 +62,7 @@ func (w *writer) write(lines []byte) (rest []byte, err error) {
 			n = bytes.LastIndexByte(lines[:max(room, 0)], '\n') + 1
 			if n == 0 && w.size > 0 {
 				if err := w.rotate(); err != nil {
-					return lines, err
+					return err
 				}
 				continue
 			}
@@ -63,15 +71,14 @@ func (w *writer) write(lines []byte) (rest []byte, err error) {
 			}
 		}
 		if _, err := w.f.Write(lines[:n]); err != nil {
-			// Half a line must not stay; where that fails too, the next start takes it away.
-			err = errors.Join(err, w.f.Truncate(w.size), w.close())
-			return lines, err
+			// Half a line must not stay; where that fails too, it goes when the file is opened again.
+			return errors.Join(err, w.f.Truncate(w.size), w.close())
 		}
 		w.size += int64(n)
-		w.dirty = true
+		w.written += int64(n)
 		lines = lines[n:]
 	}
-	return nil, nil
+	return nil
 }
 
 // ready opens the file that is written to.
@@ -79,12 +86,13 @@ func (w *writer) ready() error {
 	if w.f != nil {
 		return nil
 	}
-	if err := os.Mkdir(w.dir, 0o700); err == nil {
-		err = syncDir(filepath.Dir(w.dir))
-		if err != nil {
-			return err
-		}
-	} else if !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(w.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := syncDir(filepath.Dir(w.dir)); err != nil {
+		return err
+	}
+	if err := w.setAside(); err != nil {
 		return err
 	}
 	if _, err := recoverDir(w.dir); err != nil {
@@ -102,43 +110,70 @@ func (w *writer) ready() error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	w.f, w.size = f, info.Size()
+	// What an earlier process wrote is durable with the first sync of this one, and not taken away before.
+	w.f, w.size, w.good = f, info.Size(), info.Size()
 	return nil
 }
 
+// sync makes what is written durable.
 func (w *writer) sync() error {
-	if w.f == nil || !w.dirty {
+	if w.f == nil || w.written == w.synced {
 		return nil
 	}
-	if omitSync {
-		return nil
+	if !omitSync {
+		if err := w.f.Sync(); err != nil {
+			f := w.f
+			w.f, w.bad, w.written = nil, true, w.synced
+			return errors.Join(err, f.Close(), w.setAside())
+		}
 	}
-	if err := w.f.Sync(); err != nil {
-		// What the kernel had is gone or not, nobody can tell: the file is opened anew and goes on.
-		return errors.Join(err, w.close())
-	}
-	w.dirty = false
+	w.good, w.synced = w.size, w.written
 	return nil
 }
 
 func (w *writer) close() error {
+	err := w.sync()
 	if w.f == nil {
-		return nil
+		return err
 	}
-	f, dirty := w.f, w.dirty
-	w.f, w.dirty = nil, false
-	var err error
-	if dirty && !omitSync {
-		err = f.Sync()
-	}
+	f := w.f
+	w.f = nil
 	return errors.Join(err, f.Close())
 }
 
-// rotate sets the file aside and drops the oldest.
+// setAside takes a file whose sync failed out of use, and out of it what is written again elsewhere.
+func (w *writer) setAside() error {
+	if !w.bad {
+		return nil
+	}
+	path := filepath.Join(w.dir, currentName)
+	err := os.Truncate(path, w.good)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // an operator took it away
+	case err != nil:
+		return err
+	case w.good == 0:
+		err = os.Remove(path)
+	default:
+		err = w.archive()
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	w.bad = false
+	return nil
+}
+
+// rotate ends a file that is full.
 func (w *writer) rotate() error {
 	if err := w.close(); err != nil {
 		return err
 	}
+	return w.archive()
+}
+
+// archive sets the current file aside and drops the oldest.
+func (w *writer) archive() error {
 	path := filepath.Join(w.dir, currentName)
 	first, err := firstSeq(path)
 	if err != nil {
