@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,7 +19,7 @@ import (
 )
 
 // tokenName is what a token may be called in a document; * is all of them.
-var tokenName = regexp.MustCompile(`^([A-Za-z0-9_-]{1,64}|\*)$`)
+var tokenName = registry.Pattern(`^([A-Za-z0-9_-]{1,64}|\*)$`)
 
 // listFlags take several words after them, as those of the Azure CLI do.
 var listFlags = []string{
@@ -237,7 +236,7 @@ func checkSync(n *hierarchy.Node) error {
 		}
 	}
 	for _, token := range append(slices.Clone(n.ClientTokens), cmp.Or(n.SyncToken, "none")) {
-		if !tokenName.MatchString(token) {
+		if !tokenName().MatchString(token) {
 			return fmt.Errorf("token %q: want a name of 1 to 64 letters, digits, _ or -", token)
 		}
 	}

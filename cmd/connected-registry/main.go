@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	_ "golang.org/x/crypto/x509roots/fallback" // public roots for the image FROM scratch; those of the system win
 
 	"github.com/connected-registry/connected-registry/internal/twin"
 )

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"sync"
 
 	"github.com/sirupsen/logrus"
 	logrusslog "github.com/sirupsen/logrus/hooks/slog"
@@ -49,6 +50,7 @@ func serveCommand() *cobra.Command {
 		// What the start needed and nobody needs again (patterns, flags, recovery) is below what the collector starts at, so
 		// that a registry at rest would keep it.
 		o.Rest = debug.FreeOSMemory
+		o.Roots = sync.OnceFunc(publicRoots)
 		return module.Run(cmd.Context(), o)
 	}
 	return cmd

@@ -2,14 +2,13 @@ package auth
 
 import (
 	"net/http"
-	"regexp"
 	"strings"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
 // hostPattern is a host with a port that may stand in a challenge.
-var hostPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,253}(?::[0-9]{1,5})?$|^\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?$`)
+var hostPattern = registry.Pattern(`^[A-Za-z0-9._-]{1,253}(?::[0-9]{1,5})?$|^\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?$`)
 
 // Challenge adds to an answer 401 the Basic challenge.
 func (a *Authenticator) Challenge(h http.Header) {
@@ -48,10 +47,10 @@ func origin(r *http.Request) (scheme, host string) {
 	if forwarded := first(r.Header.Get("X-Forwarded-Proto")); forwarded == "http" || forwarded == "https" {
 		scheme = forwarded
 	}
-	if forwarded := first(r.Header.Get("X-Forwarded-Host")); hostPattern.MatchString(forwarded) {
+	if forwarded := first(r.Header.Get("X-Forwarded-Host")); hostPattern().MatchString(forwarded) {
 		host = forwarded
 	}
-	if !hostPattern.MatchString(host) {
+	if !hostPattern().MatchString(host) {
 		return scheme, ""
 	}
 	return scheme, host

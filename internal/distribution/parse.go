@@ -3,7 +3,6 @@ package distribution
 import (
 	"net/http"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -55,7 +54,7 @@ type Page struct {
 }
 
 // uploadPattern is what ids of upload sessions look like.
-var uploadPattern = regexp.MustCompile(`^[A-Za-z0-9_=-]{1,128}$`)
+var uploadPattern = registry.Pattern(`^[A-Za-z0-9_=-]{1,128}$`)
 
 // Parse reads a request from its method, its decoded path and its raw query. It looks at the method only where the
 // specification wants another answer for the same path; whether a method is allowed is not decided here.
@@ -153,7 +152,7 @@ func (req *Request) parseLast(method, last string) (err error) {
 			err = registry.ErrManifestUnknown // no manifest can have such a tag (end-3: 404)
 		}
 	case KindUpload:
-		if req.UploadID = last; !uploadPattern.MatchString(last) {
+		if req.UploadID = last; !uploadPattern().MatchString(last) {
 			err = registry.ErrBlobUploadUnknown
 		}
 	}

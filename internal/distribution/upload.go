@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"regexp"
 	"strconv"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -174,7 +173,7 @@ func (s *server) append(w http.ResponseWriter, r *http.Request, u registry.Uploa
 }
 
 // rangePattern is the Content-Range of the specification, which is not that of HTTP; clients send both.
-var rangePattern = regexp.MustCompile(`^(?:bytes[ =])?([0-9]{1,18})-([0-9]{1,18})(?:/(?:\*|[0-9]{1,18}))?$`)
+var rangePattern = registry.Pattern(`^(?:bytes[ =])?([0-9]{1,18})-([0-9]{1,18})(?:/(?:\*|[0-9]{1,18}))?$`)
 
 // chunk checks the Content-Range against what is here and returns the length of the body, -1 when it is unknown.
 // Where the chunk does not follow the last one, the answer 416 says where to go on.
@@ -187,7 +186,7 @@ func (s *server) chunk(w http.ResponseWriter, r *http.Request, req Request, u re
 		progress(w.Header(), req.Repo, u.ID(), u.Size())
 		return 0, e
 	}
-	m := rangePattern.FindStringSubmatch(header)
+	m := rangePattern().FindStringSubmatch(header)
 	if m == nil {
 		return refuse(registry.ErrRangeInvalid.WithMessage("Content-Range %q: want <first>-<last>", clip(header)))
 	}

@@ -54,6 +54,7 @@ type Options struct {
 	BearerChallenge bool
 
 	ParentCA string // PEM file of roots for the parent's certificate, beside the system's
+	Roots    func() // called before the system's roots are used, to add to them; nil for nothing
 
 	Version  string
 	Built    time.Time // floor of the clock

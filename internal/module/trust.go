@@ -20,6 +20,9 @@ const maxBundle = 4 << 20
 // trust bundle of the IoT Edge device, which holds the root of the parent's API proxy, and the bundle of --parent-ca.
 // One that cannot be read means no connection: failing open would give the credential to whoever is in between.
 func (m *Module) parentRoots() (*x509.CertPool, error) {
+	if m.o.Roots != nil {
+		m.o.Roots()
+	}
 	var roots *x509.CertPool // nil: the system's alone
 	if m.work != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), certTimeout)

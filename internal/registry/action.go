@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -45,7 +44,7 @@ var actions = map[string][]Action{
 
 // gatewayPattern is the name of a connected registry in lower case (ARM connectedRegistries, name; the command line
 // also takes _ and -).
-var gatewayPattern = regexp.MustCompile(`^[a-z0-9_-]{1,64}$`)
+var gatewayPattern = Pattern(`^[a-z0-9_-]{1,64}$`)
 
 // Permission is one line of a scope map: an action on a repository, on all repositories below a path, or on the
 // gateway of one connected registry.
@@ -74,7 +73,7 @@ func ParsePermission(s string) (Permission, error) {
 		}
 		p := Permission{Resource: resource, Name: name, Action: a}
 		if resource == ResourceGateway {
-			if !gatewayPattern.MatchString(name) {
+			if !gatewayPattern().MatchString(name) {
 				return invalid("%q is not the name of a connected registry", clip(name))
 			}
 			return p, nil

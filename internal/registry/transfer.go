@@ -3,7 +3,6 @@ package registry
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -52,7 +51,7 @@ const (
 )
 
 var (
-	rateWindowPattern = regexp.MustCompile(`^([0-2][0-9]):([0-5][0-9])-([0-2][0-9]):([0-5][0-9])(?: ([a-z,-]+))? ([0-9]{1,9})$`)
+	rateWindowPattern = Pattern(`^([0-2][0-9]):([0-5][0-9])-([0-2][0-9]):([0-5][0-9])(?: ([a-z,-]+))? ([0-9]{1,9})$`)
 	weekdays          = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
 )
 
@@ -66,7 +65,7 @@ func ParseRateWindow(s string) (RateWindow, error) {
 	if len(s) > maxRateText {
 		return RateWindow{}, want
 	}
-	m := rateWindowPattern.FindStringSubmatch(strings.Join(strings.Fields(s), " "))
+	m := rateWindowPattern().FindStringSubmatch(strings.Join(strings.Fields(s), " "))
 	if m == nil {
 		return RateWindow{}, want
 	}

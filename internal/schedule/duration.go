@@ -2,12 +2,13 @@ package schedule
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
 	iso "github.com/sosodev/duration"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
 // Day is 24 hours: there is no daylight saving time in UTC.
@@ -15,12 +16,12 @@ const Day = 24 * time.Hour
 
 // durationPattern is ISO 8601's duration without its rarities. The library accepts "P", repeated units and any number
 // of digits, and wraps around silently.
-var durationPattern = regexp.MustCompile(`^P(?:[0-9]{1,9}W|(?:[0-9]{1,9}Y)?(?:[0-9]{1,9}M)?(?:[0-9]{1,9}D)?(?:T(?:[0-9]{1,9}H)?(?:[0-9]{1,9}M)?(?:[0-9]{1,9}(?:\.[0-9]{1,9})?S)?)?)$`)
+var durationPattern = registry.Pattern(`^P(?:[0-9]{1,9}W|(?:[0-9]{1,9}Y)?(?:[0-9]{1,9}M)?(?:[0-9]{1,9}D)?(?:T(?:[0-9]{1,9}H)?(?:[0-9]{1,9}M)?(?:[0-9]{1,9}(?:\.[0-9]{1,9})?S)?)?)$`)
 
 // ParseDuration reads an ISO 8601 duration such as PT4H or P2D and checks that it lies between lowest and highest,
 // both included. A month is a twelfth of a year and a year 365 days.
 func ParseDuration(text string, lowest, highest time.Duration) (time.Duration, error) {
-	if !durationPattern.MatchString(text) || strings.HasSuffix(text, "P") || strings.HasSuffix(text, "T") {
+	if !durationPattern().MatchString(text) || strings.HasSuffix(text, "P") || strings.HasSuffix(text, "T") {
 		return 0, fmt.Errorf("duration %q: want the form of ISO 8601, such as PT4H or P2D", clip(text))
 	}
 	d, err := iso.Parse(text)

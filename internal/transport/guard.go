@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strings"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -56,7 +55,7 @@ func newHosts(origin string, realms, data []string) (hosts, error) {
 }
 
 // azureRegistry is the login server of an Azure Container Registry in any cloud.
-var azureRegistry = regexp.MustCompile(`^([a-z0-9-]+)\.(azurecr\.[a-z]+)$`)
+var azureRegistry = registry.Pattern(`^([a-z0-9-]+)\.(azurecr\.[a-z]+)$`)
 
 // reaches reports whether an address, host:port, may be private: a configured one, and a dedicated data endpoint of the
 // Azure Container Registry that the client is for, <registry>.<region>.data.azurecr.io: over a private link it is.
@@ -65,7 +64,7 @@ func (h hosts) reaches(addr string) bool {
 	if h.dial[addr] {
 		return true
 	}
-	m := azureRegistry.FindStringSubmatch(h.parent)
+	m := azureRegistry().FindStringSubmatch(h.parent)
 	if m == nil {
 		return false
 	}

@@ -3,7 +3,6 @@ package twin
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -25,7 +24,7 @@ type Connection struct {
 // connectionKeys are the keys of a connection string, as `az acr connected-registry get-settings` prints them.
 var connectionKeys = []string{"ConnectedRegistryName", "SyncTokenName", "SyncTokenPassword", "ManagedIdentityClientId", "ParentGatewayEndpoint", "ParentEndpointProtocol"}
 
-var clientID = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
+var clientID = registry.Pattern(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
 
 // ParseConnectionString reads Key=Value parts with semicolons between them. A value may hold = (passwords do), the
 // endpoint may be an environment variable such as $IOTEDGE_PARENTHOSTNAME:8000, and the protocol is https unless it is
@@ -43,7 +42,7 @@ func ParseConnectionString(s string, env func(string) (string, bool)) (Connectio
 		if c.SyncTokenPassword, err = parsePassword(parts["SyncTokenPassword"]); err != nil {
 			return Connection{}, fmt.Errorf("SyncTokenPassword: %w", err)
 		}
-	} else if !clientID.MatchString(c.ManagedIdentityClientID) {
+	} else if !clientID().MatchString(c.ManagedIdentityClientID) {
 		return Connection{}, errors.New("ManagedIdentityClientId: want the client ID of a user-assigned identity, 8-4-4-4-12 hexadecimal digits")
 	}
 	if c.ParentGatewayEndpoint, err = ParseEndpoint(parts["ParentGatewayEndpoint"], env); err != nil {

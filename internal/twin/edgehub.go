@@ -133,7 +133,7 @@ func (h *EdgeHub) Report(ctx context.Context, properties map[string]any) error {
 // is not 1 to 64 letters, digits, _ or -, or a message over IoT Hub's 262144 bytes: those do not go away.
 func (h *EdgeHub) Output(ctx context.Context, name string, body []byte) error {
 	switch {
-	case !outputPattern.MatchString(name):
+	case !outputPattern().MatchString(name):
 		return fmt.Errorf("output %q: want 1 to 64 letters, digits, _ or -", clip(name))
 	case len(body)+h.outputTopic(name) > maxPacket:
 		return fmt.Errorf("output %s: message has %d bytes: want at most %d", name, len(body), maxPacket-h.outputTopic(name))

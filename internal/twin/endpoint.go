@@ -5,19 +5,20 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
 const errCloudProtocol = "parent endpoint protocol must be 'https' when parent is a cloud registry"
 
 var (
-	variablePattern = regexp.MustCompile(`^\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})(:.*)?$`)
-	secretPattern   = regexp.MustCompile(`(?i)secret|password|passwd|token|credential|connection_?string|_key$|^key$`)
-	hostPattern     = regexp.MustCompile(`^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*\.?$`)
-	dataEndpoint    = regexp.MustCompile(`^([a-z0-9-]+)\.[a-z0-9-]+\.data\.(azurecr\.[a-z]+)(:[0-9]+)?$`)
-	cloudRegistry   = regexp.MustCompile(`^[a-z0-9.-]+\.azurecr\.[a-z]+(:[0-9]+)?$`)
+	variablePattern = registry.Pattern(`^\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})(:.*)?$`)
+	secretPattern   = registry.Pattern(`(?i)secret|password|passwd|token|credential|connection_?string|_key$|^key$`)
+	hostPattern     = registry.Pattern(`^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*\.?$`)
+	dataEndpoint    = registry.Pattern(`^([a-z0-9-]+)\.[a-z0-9-]+\.data\.(azurecr\.[a-z]+)(:[0-9]+)?$`)
+	cloudRegistry   = registry.Pattern(`^[a-z0-9.-]+\.azurecr\.[a-z]+(:[0-9]+)?$`)
 )
 
 // ParseEndpoint reads the address of a registry, host[:port], and returns it in lower case. It may be an environment
@@ -29,7 +30,7 @@ func ParseEndpoint(s string, env func(string) (string, bool)) (string, error) {
 	if !strings.HasPrefix(s, "$") {
 		return parseAddress(s)
 	}
-	m := variablePattern.FindStringSubmatch(s)
+	m := variablePattern().FindStringSubmatch(s)
 	if m == nil {
 		return "", fmt.Errorf("%q: want an environment variable as $NAME or $NAME:port", clip(s))
 	}
@@ -37,7 +38,7 @@ func ParseEndpoint(s string, env func(string) (string, bool)) (string, error) {
 	if strings.EqualFold(name, "upstream") {
 		return "", errors.New("$upstream stands only in the names of images: want $IOTEDGE_PARENTHOSTNAME:8000 here")
 	}
-	if secretPattern.MatchString(name) { // a document must not read it out
+	if secretPattern().MatchString(name) { // a document must not read it out
 		return "", fmt.Errorf("environment variable %s may hold a secret: want one that holds a host", clip(name))
 	}
 	var host string
@@ -90,7 +91,7 @@ func parseAddress(s string) (string, error) {
 		}
 		return s, nil
 	}
-	if len(host) > 253 || !hostPattern.MatchString(host) {
+	if len(host) > 253 || !hostPattern().MatchString(host) {
 		return "", fmt.Errorf("%q: want a host name or an IP address, with a port if it needs one", clip(s))
 	}
 	return s, nil
@@ -99,7 +100,7 @@ func parseAddress(s string) (string, error) {
 // LoginServer returns where a registry is asked for content and tokens. For the data endpoint of a cloud registry,
 // <registry>.<region>.data.azurecr.io, that is its login server <registry>.azurecr.io; every other endpoint is its own.
 func LoginServer(endpoint string) string {
-	m := dataEndpoint.FindStringSubmatch(strings.ToLower(endpoint))
+	m := dataEndpoint().FindStringSubmatch(strings.ToLower(endpoint))
 	if m == nil {
 		return endpoint
 	}
@@ -107,7 +108,7 @@ func LoginServer(endpoint string) string {
 }
 
 // IsCloud reports whether an endpoint is an Azure Container Registry by its name, in any of the clouds.
-func IsCloud(endpoint string) bool { return cloudRegistry.MatchString(strings.ToLower(endpoint)) }
+func IsCloud(endpoint string) bool { return cloudRegistry().MatchString(strings.ToLower(endpoint)) }
 
 // isPlaceholder recognises what documentation and tools leave for people to fill in: <...>.
 func isPlaceholder(s string) bool { return strings.ContainsAny(s, "<>") }

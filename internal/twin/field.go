@@ -2,7 +2,6 @@ package twin
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,7 +15,7 @@ const maxErrors = 50
 
 // keyPattern is what a name that the document's author chooses may be: the key of a group, scope map, token or
 // notification.
-var keyPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+var keyPattern = registry.Pattern(`^[A-Za-z0-9_-]{1,64}$`)
 
 // problems collects what is wrong with a document, in the order of the document.
 type problems struct {
@@ -79,7 +78,7 @@ func entries(p *problems, path string, v value, f func(path, key string, v value
 	for _, m := range o.members {
 		switch {
 		case m.value.kind == isNull: // how a layered deployment takes an entry away
-		case !keyPattern.MatchString(m.key):
+		case !keyPattern().MatchString(m.key):
 			p.add(o.at(m.key), "name: want 1 to 64 letters, digits, _ or -")
 		default:
 			f(o.at(m.key), m.key, m.value)

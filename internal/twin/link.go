@@ -9,12 +9,13 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"regexp"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
 // ErrNotConnected is returned while there is no link to edgeHub. Nothing was sent.
@@ -53,14 +54,14 @@ type receiver struct {
 }
 
 // answerCode finds the code in the library's error, which is only a text.
-var answerCode = regexp.MustCompile(`^request failed with (\d+) response code$`)
+var answerCode = registry.Pattern(`^request failed with (\d+) response code$`)
 
 // hubError gives the library's errors a type.
 func hubError(call string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if m := answerCode.FindStringSubmatch(err.Error()); m != nil {
+	if m := answerCode().FindStringSubmatch(err.Error()); m != nil {
 		code, _ := strconv.Atoi(m[1])
 		return &HubError{Call: call, Code: code}
 	}

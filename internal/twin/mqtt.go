@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"regexp"
 	"strings"
 	"time"
 
@@ -18,6 +17,8 @@ import (
 	"github.com/amenzhinsky/iothub/iotdevice/transport"
 	iotmqtt "github.com/amenzhinsky/iothub/iotdevice/transport/mqtt"
 	"github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
 // The topics of edgeHub that a module listens to.
@@ -36,7 +37,7 @@ const (
 )
 
 // outputPattern is what an output may be called: it becomes a part of a topic.
-var outputPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+var outputPattern = registry.Pattern(`^[A-Za-z0-9_-]{1,64}$`)
 
 // credential is a user name and a password for one connection.
 type credential struct {

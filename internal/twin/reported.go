@@ -106,7 +106,7 @@ func Reported(status registry.Status, acks map[string]Ack) map[string]any {
 		}
 		a.Description = text(a.Description, maxDescription)
 		a.Version = whole(a.Version)
-		if keyPattern.MatchString(name) {
+		if keyPattern().MatchString(name) {
 			bounded[name] = a
 		}
 	}

@@ -4,16 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
 var (
-	tagGlobPattern  = regexp.MustCompile(`^[A-Za-z0-9_.*?\[\]^-]{1,128}$`)
-	placeholder     = regexp.MustCompile(`^<[A-Za-z]`)
-	platformPattern = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9_.]+)?$`)
+	tagGlobPattern  = registry.Pattern(`^[A-Za-z0-9_.*?\[\]^-]{1,128}$`)
+	placeholder     = registry.Pattern(`^<[A-Za-z]`)
+	platformPattern = registry.Pattern(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9_.]+)?$`)
 )
 
 // ParseRule reads one rule of a group of repositories: repository[:tag][@platform]. The repository is a name, a name
@@ -28,7 +27,7 @@ func ParseRule(s string) (registry.RepositoryRule, error) {
 	}
 	rest, platform, hasPlatform := strings.Cut(s, "@")
 	name, tag, hasTag := strings.Cut(rest, ":")
-	versions := registry.IsTagRange(tag) && !placeholder.MatchString(tag)
+	versions := registry.IsTagRange(tag) && !placeholder().MatchString(tag)
 	if strings.Contains(s, "$") || strings.ContainsAny(name+platform, "<>") || (!versions && strings.ContainsAny(tag, "<>")) {
 		return fail("has a placeholder or a variable that was not replaced")
 	}
@@ -44,11 +43,11 @@ func ParseRule(s string) (registry.RepositoryRule, error) {
 			return fail("after the colon " + err.Error())
 		}
 	} else if hasTag {
-		if _, err := path.Match(tag, ""); err != nil || !tagGlobPattern.MatchString(tag) {
+		if _, err := path.Match(tag, ""); err != nil || !tagGlobPattern().MatchString(tag) {
 			return fail("after the colon want a tag or a glob of tags, such as 1.* or v[0-9]*, or a range of versions, such as ~1.4 or >=1.2,<2")
 		}
 	}
-	if hasPlatform && !platformPattern.MatchString(platform) {
+	if hasPlatform && !platformPattern().MatchString(platform) {
 		return fail("after the @ want a platform, such as linux/arm64 or linux/arm/v7")
 	}
 	return rule, nil
@@ -95,7 +94,7 @@ func ParseAction(s string) (string, error) {
 		}
 		name = strings.ToLower(name)
 		if kind == "gateway" {
-			if !keyPattern.MatchString(name) {
+			if !keyPattern().MatchString(name) {
 				return "", fmt.Errorf("action %q: want the name of a connected registry after gateway/", clip(s))
 			}
 		} else if err := checkRepositoryPattern(name); err != nil {
