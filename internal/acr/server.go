@@ -48,7 +48,8 @@ type Store interface {
 
 // Access says who a request is from and what that one may do.
 type Access interface {
-	// Enter authenticates a request and returns its context with what Check needs. Errors: UNAUTHORIZED.
+	// Enter authenticates a request and returns its context with what Check needs. Errors: UNAUTHORIZED,
+	// UNAVAILABLE.
 	Enter(r *http.Request) (context.Context, error)
 	// Check returns nil when whom ctx acts for may do the action on the repository. Errors: UNAUTHORIZED, DENIED.
 	Check(ctx context.Context, repo string, action registry.Action) error

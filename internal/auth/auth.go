@@ -57,6 +57,7 @@ type Authenticator struct {
 	keys            keys
 	verified        verified
 	tokens          atomic.Pointer[map[string]token]
+	awaited         atomic.Pointer[registry.Error] // nil when all tokens are here
 }
 
 // New returns an Authenticator without tokens.
@@ -112,6 +113,20 @@ func (a *Authenticator) UpdateAll(sources ...registry.TokenSet) {
 		}
 	}
 	a.tokens.Store(&set)
+}
+
+// awaitAgain is when a client is to come back whose credentials cannot be judged.
+const awaitAgain = 5 * time.Second
+
+// Await says that client tokens are still to come, and why they are not here; "" says that they are in force. Until then
+// credentials that are not known are answered with UNAVAILABLE: nobody can say that they are wrong, and a client that is
+// told so gives up, or asks a person for others.
+func (a *Authenticator) Await(why string) {
+	var err *registry.Error
+	if why != "" {
+		err = registry.ErrUnavailable.WithMessage("credentials cannot be checked yet: %s", why).WithRetryAfter(awaitAgain)
+	}
+	a.awaited.Store(err)
 }
 
 func (a *Authenticator) compile(name string, lines registry.ScopeMap) *permit {
@@ -191,7 +206,7 @@ func FromContext(ctx context.Context) Identity {
 
 // Enter authenticates a request and returns its context with the identity and the registry.Principal in it.
 //
-// Errors: UNAUTHORIZED.
+// Errors: UNAUTHORIZED, UNAVAILABLE while tokens are awaited.
 func (a *Authenticator) Enter(r *http.Request) (context.Context, error) {
 	i, err := a.Authenticate(r)
 	if err != nil {
@@ -236,7 +251,7 @@ func (a *Authenticator) MayList(ctx context.Context, repo string) bool {
 
 // Caller authenticates a request between layers and returns what it may do.
 //
-// Errors: UNAUTHORIZED.
+// Errors: UNAUTHORIZED, UNAVAILABLE while tokens are awaited.
 func (a *Authenticator) Caller(r *http.Request) (registry.LayerCaller, error) {
 	i, err := a.Authenticate(r)
 	if err != nil {

@@ -61,6 +61,36 @@ func basic(t *testing.T, user, pass string) *http.Request {
 	return r
 }
 
+// TestAwaitedTokens: credentials that are not known are not called wrong while tokens are awaited; those that are known
+// work, and a request without any is challenged.
+func TestAwaitedTokens(t *testing.T) {
+	var results []string
+	a := newAuthenticator(auth.Options{Logins: func(result string) { results = append(results, result) }})
+	a.Await("the configuration has not been read yet")
+	for what, r := range map[string]*http.Request{"another name": basic(t, "nobody", "one"), "another password": basic(t, "line-a", "three"), "disabled": basic(t, "disabled", "one")} {
+		_, err := a.Authenticate(r)
+		e := registry.AsError(err)
+		if !errors.Is(err, registry.ErrUnavailable) || e.RetryAfter <= 0 || !strings.Contains(e.Message, "the configuration has not been read yet") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if len(results) != 3 || results[0] != registry.AuditFailed {
+		t.Errorf("counted as %v", results)
+	}
+	if _, err := a.Authenticate(basic(t, "line-a", "one")); err != nil {
+		t.Error(err)
+	}
+	for what, r := range map[string]*http.Request{"none": httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v2/", nil), "no token": request(t, "Bearer x")} {
+		if _, err := a.Authenticate(r); !errors.Is(err, registry.ErrUnauthorized) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	a.Await("")
+	if _, err := a.Authenticate(basic(t, "nobody", "one")); !errors.Is(err, registry.ErrUnauthorized) {
+		t.Error(err)
+	}
+}
+
 func TestAuthenticate(t *testing.T) {
 	a := newAuthenticator(auth.Options{})
 	for _, tt := range []struct{ name, user, pass, wrong string }{

@@ -83,16 +83,19 @@ func (a *Authenticator) issue(ctx context.Context, i Identity, use string, acces
 }
 
 // bearer returns whom an access token speaks for, with what the scope map permits now and no more than what the token
-// is for. Errors: UNAUTHORIZED.
+// is for. Errors: UNAUTHORIZED, UNAVAILABLE while tokens are awaited.
 func (a *Authenticator) bearer(r *http.Request, text string) (Identity, error) {
 	return a.verify(r, text, useAccess)
 }
 
 func (a *Authenticator) verify(r *http.Request, text, use string) (Identity, error) {
+	awaited := a.awaited.Load() // before the tokens are looked at
 	i, err := a.check(text, use)
 	if err != nil {
-		a.refused(r, "", use+": "+err.Error())
-		return Identity{}, errToken
+		if !errors.Is(err, errHolder) {
+			awaited = nil // it is of no use whatever comes
+		}
+		return Identity{}, a.refused(r, "", use+": "+err.Error(), errToken, awaited)
 	}
 	return i, nil
 }
@@ -154,6 +157,9 @@ func (a *Authenticator) parser(use string) *jwt.Parser {
 	)
 }
 
+// errHolder is a token that was good when it was issued.
+var errHolder = errors.New("the client token")
+
 // holder looks up who a token was issued to, as that one is now.
 func (a *Authenticator) holder(c claims) (Identity, error) {
 	if c.Subject == "" {
@@ -164,7 +170,7 @@ func (a *Authenticator) holder(c claims) (Identity, error) {
 	}
 	t, known := (*a.tokens.Load())[c.Subject]
 	if !known || !t.enabled {
-		return Identity{}, errors.New("the client token is gone or disabled")
+		return Identity{}, fmt.Errorf("%w is gone or disabled", errHolder)
 	}
 	now := a.clock.Now()
 	for n, p := range t.passwords {
@@ -172,7 +178,7 @@ func (a *Authenticator) holder(c claims) (Identity, error) {
 			return Identity{principal: registry.Principal{Name: c.Subject}, permit: t.permit, credential: c.Credential}, nil
 		}
 	}
-	return Identity{}, errors.New("the password that the token was got with is no longer in force")
+	return Identity{}, fmt.Errorf("%w has no longer the password that this was got with", errHolder)
 }
 
 // cutScheme returns what follows the scheme of an Authorization header, in whatever case the scheme is.

@@ -82,19 +82,25 @@ func (a *Authenticator) signedIn(r *http.Request, name string) {
 	})
 }
 
-// refused tells of credentials that are not accepted; why is for those who read the log, never for the client.
-func (a *Authenticator) refused(r *http.Request, name, why string) {
-	a.count(registry.AuditDenied)
+// refused tells of credentials that are not accepted, and returns what the client is told: err, or awaited where that is
+// not nil. why is for those who read the log, never for the client.
+func (a *Authenticator) refused(r *http.Request, name, why string, err, awaited *registry.Error) *registry.Error {
+	result := registry.AuditDenied
+	if awaited != nil {
+		result, err, why = registry.AuditFailed, awaited, awaited.Message
+	}
+	a.count(result)
 	hidden, tell := a.logins.refusal(a.clock.Now())
 	if !tell {
-		return
+		return err
 	}
 	name, from := clip(name), registry.RequestOrigin(r)
 	a.logger.Info("authentication failed", "token", name, "from", from, "reason", why, "before", hidden)
 	a.audit.Audit(r.Context(), registry.AuditRecord{
 		Category: registry.AuditLogin, Operation: "signIn", Principal: name, From: from,
-		Result: registry.AuditDenied, Code: registry.CodeUnauthorized, Detail: why, Count: hidden,
+		Result: result, Code: err.Code, Detail: why, Count: hidden,
 	})
+	return err
 }
 
 // operations are the changes that are told of when a permission for them lacks.

@@ -38,7 +38,7 @@ var errPassword = registry.ErrUnauthorized.WithMessage("Incorrect Password").
 // Authenticate finds out who sent the request. Credentials that are wrong are an error also where an anonymous
 // request would be admitted.
 //
-// Errors: UNAUTHORIZED.
+// Errors: UNAUTHORIZED, UNAVAILABLE while tokens are awaited.
 func (a *Authenticator) Authenticate(r *http.Request) (Identity, error) {
 	headers := r.Header.Values("Authorization")
 	switch {
@@ -66,8 +66,20 @@ func (a *Authenticator) mustAsk(r *http.Request) bool {
 	return a.bearerChallenge && strings.TrimSuffix(r.URL.Path, "/") == "/v2"
 }
 
-// login takes the same time for every name and password: it always hashes once and compares with all slots.
+// login finds out who has the password.
 func (a *Authenticator) login(r *http.Request, name, password string) (Identity, error) {
+	awaited := a.awaited.Load() // before the tokens are looked at: they are in force before they are not awaited any more
+	i, why, err := a.judge(name, password)
+	if err != nil {
+		return Identity{}, a.refused(r, name, why, err, awaited)
+	}
+	a.signedIn(r, name)
+	return i, nil
+}
+
+// judge takes the same time for every name and password: it always hashes once and compares with all slots. why is for
+// the log.
+func (a *Authenticator) judge(name, password string) (i Identity, why string, err *registry.Error) {
 	t, known := (*a.tokens.Load())[name]
 	sum := sha256.Sum256([]byte(password))
 	now := a.clock.Now()
@@ -83,20 +95,15 @@ func (a *Authenticator) login(r *http.Request, name, password string) (Identity,
 	// Only who has a right password gets to know more than that it did not work.
 	switch {
 	case !known:
-		a.refused(r, name, "there is no such token")
-		return Identity{}, errPassword
+		return i, "there is no such token", errPassword
 	case matched == 0:
-		a.refused(r, name, "wrong password")
-		return Identity{}, errPassword
+		return i, "wrong password", errPassword
 	case !t.enabled:
-		a.refused(r, name, "the token is disabled")
-		return Identity{}, registry.ErrUnauthorized.WithMessage("token %q is disabled", name)
+		return i, "the token is disabled", registry.ErrUnauthorized.WithMessage("token %q is disabled", name)
 	case valid == 0:
-		a.refused(r, name, "the password has expired")
-		return Identity{}, registry.ErrUnauthorized.WithMessage("the password of token %q has expired: generate a new one", name)
+		return i, "the password has expired", registry.ErrUnauthorized.WithMessage("the password of token %q has expired: generate a new one", name)
 	}
-	a.signedIn(r, name)
-	return Identity{principal: registry.Principal{Name: name}, permit: t.permit, credential: t.fingerprints[slot]}, nil
+	return Identity{principal: registry.Principal{Name: name}, permit: t.permit, credential: t.fingerprints[slot]}, "", nil
 }
 
 // unexpired reports whether a password that ends at expiry (zero: never) works at now.

@@ -41,7 +41,7 @@ type Changes interface {
 
 // Access says who a caller is and what it may do.
 type Access interface {
-	// Caller authenticates the caller. Errors: UNAUTHORIZED.
+	// Caller authenticates the caller. Errors: UNAUTHORIZED, UNAVAILABLE.
 	Caller(r *http.Request) (registry.LayerCaller, error)
 	// Challenge adds what a client needs to know to authenticate to an answer 401.
 	Challenge(h http.Header)

@@ -27,6 +27,7 @@ func (m *Module) restore(record twin.Record) {
 func (m *Module) take(ctx context.Context, from string, doc twin.Document) {
 	if doc.Err != nil {
 		m.unavailable(from, doc.Err)
+		m.awaits(sourceConfiguration, unread(doc.Err, nil))
 		return
 	}
 	m.clear("source")
@@ -44,6 +45,7 @@ func (m *Module) take(ctx context.Context, from string, doc twin.Document) {
 	m.auditConfiguration(ctx, m.sourceName(from), doc, errs)
 	m.audit.Enable(ctx, on)
 	m.apply(config, registry.ConfigStatus{Source: from, Applied: m.clock.Now(), Errors: errs})
+	m.awaits(sourceConfiguration, unread(nil, errs))
 	m.acknowledge(doc, config, errs)
 	if len(errs) == 0 {
 		m.keep(ctx, doc)

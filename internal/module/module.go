@@ -304,6 +304,7 @@ func (m *Module) live(ctx context.Context, addr string) {
 	m.children = gateway.NewChildren(ctx, m.store, gateway.ChildrenOptions{Name: m.name, Clock: m.clock, Logger: m.log, Audit: m.audit})
 	record := m.lastRecord(ctx)
 	m.restore(record)
+	m.awaitTokens(ctx, record)
 	m.startAudit(ctx, m.config.Logging.AuditLogStatus == enabled)
 	m.hub = m.newEdgeHub(record)
 	handler := m.routes(ctx)

@@ -1,9 +1,12 @@
 package module
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -22,7 +25,14 @@ type tokens struct {
 	relayed registry.Relay
 	errs    []registry.FieldError // of the file
 	changed chan struct{}         // closed when any source changes
+	awaited map[string]string     // sources that were never read, by this process or one before, and why not
 }
+
+// The sources of client tokens that this machine or its twin names.
+const (
+	sourceConfiguration = "the configuration"
+	sourceTokensFile    = "the tokens file"
+)
 
 // loadTokens reads what was kept of an earlier process.
 func (m *Module) loadTokens(ctx context.Context) {
@@ -38,6 +48,59 @@ func (m *Module) loadTokens(ctx context.Context) {
 	if m.o.TokensFile == "" {
 		m.tokens.file = registry.TokenSet{}
 	}
+}
+
+// awaitTokens notes which sources have to be read before credentials can be called wrong: those of which nothing is
+// kept of an earlier process.
+func (m *Module) awaitTokens(ctx context.Context, last twin.Record) {
+	m.tokens.awaited = map[string]string{}
+	if named := m.o.Source != nil || m.o.ConfigFile != "" || m.hasTwin(); named && last.Raw == nil {
+		m.tokens.awaited[sourceConfiguration] = ""
+	}
+	if raw, err := m.store.Document(ctx, fileTokens); m.o.TokensFile != "" && (err != nil || raw == nil) {
+		m.tokens.awaited[sourceTokensFile] = ""
+	}
+	for source := range m.tokens.awaited {
+		m.awaits(source, "has not been read yet")
+	}
+}
+
+// awaits says why a source that was never read is not read still; "" says that it is, and that its tokens are in force.
+// Clients are told why, so it names no file.
+func (m *Module) awaits(source, why string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, awaited := m.tokens.awaited[source]; !awaited {
+		return
+	}
+	if m.tokens.awaited[source] = why; why == "" {
+		delete(m.tokens.awaited, source)
+	}
+	var all []string
+	for _, source := range slices.Sorted(maps.Keys(m.tokens.awaited)) {
+		all = append(all, source+" "+m.tokens.awaited[source])
+	}
+	m.auth.Await(strings.Join(all, "; "))
+}
+
+// hasError is why a document has no tokens that somebody has to mend.
+const hasError = "has an error, which the status of the registry names"
+
+// unread is why a document has no tokens, or "" for one that has.
+func unread(err error, errs []registry.FieldError) string {
+	var path *fs.PathError
+	switch {
+	case errors.As(err, &path):
+		return fmt.Sprintf("cannot be read: %v", path.Err)
+	case err != nil:
+		return "cannot be read; the status of the registry says why"
+	}
+	for _, e := range errs {
+		if section, _, _ := strings.Cut(e.Path, "."); section == "" || section == "clientTokens" {
+			return hasError
+		}
+	}
+	return ""
 }
 
 // applyTokens puts the tokens of all sources in force: the configuration's before the file's, and those before what the
@@ -209,6 +272,9 @@ func (m *Module) watchTokens(ctx context.Context) {
 			set, errs = twin.ParseTokens(doc.Raw)
 		}
 		m.auditConfiguration(ctx, m.o.TokensFile, doc, errs)
+		if len(errs) > 0 {
+			m.awaits(sourceTokensFile, cmp.Or(unread(doc.Err, nil), hasError))
+		}
 		m.mu.Lock()
 		m.tokens.errs = errs
 		if len(errs) == 0 {
@@ -222,6 +288,7 @@ func (m *Module) watchTokens(ctx context.Context) {
 			continue
 		}
 		m.applyTokens()
+		m.awaits(sourceTokensFile, "")
 		raw, err := json.Marshal(set)
 		if err == nil {
 			err = m.store.PutDocument(ctx, fileTokens, raw)

@@ -15,6 +15,76 @@ import (
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
+// TestBeforeTheFirstConfiguration: who has a right password is not told that it is wrong while nobody knows which are
+// right, but to come back, and why.
+func TestBeforeTheFirstConfiguration(t *testing.T) {
+	dir := t.TempDir()
+	config, tokens := filepath.Join(dir, "config.json"), filepath.Join(dir, "tokens.json")
+	write := func(path string, doc any) {
+		t.Helper()
+		raw, ok := doc.(string)
+		if !ok {
+			body, err := json.Marshal(doc)
+			must(t, err)
+			raw = string(body)
+		}
+		must(t, os.WriteFile(path+".new", []byte(raw), 0o600))
+		must(t, os.Rename(path+".new", path))
+	}
+	named := func(o *module.Options) {
+		o.DataDir, o.ConfigFile, o.TokensFile = filepath.Join(dir, "data"), config, tokens
+	}
+	login := func(s *site, password string) answer {
+		return s.ask(request{method: "GET", path: "/v2/", user: "all", password: password})
+	}
+	t.Run("first start", func(t *testing.T) {
+		s := start(t, nil, named)
+		waits := func(what, why string) {
+			t.Helper()
+			s.until(what, func() bool { return strings.Contains(login(s, "pw-all").body, why) })
+			for _, r := range []request{
+				{method: "GET", path: "/v2/"},
+				{method: "GET", path: "/v2/acme/app/manifests/1"},
+				{method: "GET", path: "/acr/v1/_catalog"},
+				{method: "GET", path: "/acr/oauth2/token?service=x"},
+				{method: "GET", path: "/v2/_connected/v1/"},
+			} {
+				if a := s.ask(r); a.status != http.StatusUnauthorized || a.header.Get("Www-Authenticate") == "" {
+					t.Errorf("%s: %s without credentials: %d", what, r.path, a.status)
+				}
+				r.user, r.password = "all", "pw-all"
+				a := s.ask(r)
+				if a.status != http.StatusServiceUnavailable || a.code != registry.CodeUnavailable || a.header.Get("Retry-After") == "" ||
+					a.header.Get("Www-Authenticate") != "" || strings.Contains(a.body, dir) {
+					t.Errorf("%s: %s: %d %v %s", what, r.path, a.status, a.header, a.body)
+				}
+			}
+		}
+		waits("no files", "the configuration cannot be read: no such file or directory; the tokens file cannot be read: no such file")
+		write(config, `{"clientTokens"`)
+		waits("no JSON", "the configuration has an error")
+		bad := document(registry.ReadOnly)
+		bad["clientTokens"].(map[string]any)["all"] = map[string]any{"scopeMap": "pull", "password1": "plain"}
+		write(config, bad)
+		waits("a token with an error", "the configuration has an error")
+		write(config, document(registry.ReadOnly))
+		s.ready()
+		if a := login(s, "wrong"); a.status != http.StatusServiceUnavailable || strings.Contains(a.body, "configuration") {
+			t.Errorf("a token that may be in the tokens file: %d %s", a.status, a.body)
+		}
+		write(tokens, `{"clientTokens":{}}`)
+		s.until("wrong passwords are wrong", func() bool { return login(s, "wrong").status == http.StatusUnauthorized })
+	})
+	must(t, os.Remove(config))
+	must(t, os.Remove(tokens))
+	t.Run("second start, without the files", func(t *testing.T) {
+		s := start(t, nil, named)
+		if right, wrong := login(s, "pw-all"), login(s, "wrong"); right.status != http.StatusOK || wrong.status != http.StatusUnauthorized {
+			t.Errorf("with what was last in force: %d and %d", right.status, wrong.status)
+		}
+	})
+}
+
 // TestTokensFile: tokens of a file work beside those of the document, of which each is the stronger one; a change is in
 // force without a restart, and a file with an error, or none at all, changes nothing.
 func TestTokensFile(t *testing.T) {
