@@ -80,27 +80,34 @@ func (d *delivery) push(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if at == e.Digest {
+	there := at == e.Digest
+	if there && !d.unheard() {
 		return d.there(ctx)
 	}
-	there := false
-	if e.Tag != "" {
+	if e.Tag != "" && !there {
 		have, err := d.at(ctx, byDigest)
 		if err != nil {
 			return err
 		}
 		there = have == e.Digest
 	}
-	if there && e.State == registry.OutboxDelivered && at != e.Base {
-		return d.there(ctx) // somebody moved the tag after us; where it stood before, a loss of power has put it back
+	if there && e.State == registry.OutboxDelivered && !d.ours(at) {
+		if err := d.refer(ctx); err != nil {
+			return err
+		}
+		return d.done(ctx) // somebody moved the tag after us; to where it stood before, a loss of power or a late request of ours put it
 	}
 	overwrites := d.overwrites(at)
 	lost := overwrites && d.set.Conflict == registry.ParentWins
 	if lost {
 		ref = byDigest
 	}
-	if !lost || !there {
-		if err := d.put(ctx, ref, there, func() error { return d.attempt(ctx, at, e.Digest, overwrites) }); err != nil {
+	if !lost || !there || d.unheard() {
+		err := d.put(ctx, ref, there, func() error { return d.attempt(ctx, at, e.Digest, overwrites) })
+		if at == e.Digest && isRefusal(err) {
+			return d.there(ctx) // it stands where it is to be, and may not be moved to there
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -111,29 +118,47 @@ func (d *delivery) push(ctx context.Context) error {
 }
 
 // there is for a manifest that is at the parent already: by an attempt of which no answer came, or by somebody else, and in
-// either case maybe since a moment. An attempt that ended early may not have come so far as to have it listed among what
-// refers to its subject.
+// either case maybe since a moment.
 func (d *delivery) there(ctx context.Context) error {
-	if m, err := d.manifest(ctx, d.e.Digest); err == nil { // one that cannot be read here is no reason to keep the entry
-		err = d.p.Refer(ctx, d.e.Repository, m)
-		d.c.s.contact(err)
-		if err != nil {
-			return err
-		}
+	if err := d.refer(ctx); err != nil {
+		return err
 	}
 	return d.seen(ctx)
 }
 
+// refer has a manifest that is at the parent listed among what refers to its subject: an attempt that ended early may not
+// have come so far.
+func (d *delivery) refer(ctx context.Context) error {
+	m, err := d.manifest(ctx, d.e.Digest)
+	if err != nil {
+		return nil // one that cannot be read here is no reason to keep the entry
+	}
+	err = d.p.Refer(ctx, d.e.Repository, m)
+	d.c.s.contact(err)
+	return err
+}
+
+// unheard reports whether a parent that has what is wanted has yet to hear that it was pushed. One of our own kind may have
+// it from above, where it was deleted meanwhile, and would follow that; pushed to it, it climbs from there.
+func (d *delivery) unheard() bool {
+	answered := d.e.Tag != "" && d.e.Put == d.e.Digest && d.e.Base != d.e.Digest
+	return d.kind == registry.KindConnected && d.e.State != registry.OutboxDelivered && !answered
+}
+
 // overwrites reports whether the tag stands at the parent where neither it stood when it moved here, nor we put it.
 func (d *delivery) overwrites(at registry.Digest) bool {
-	return d.e.Tag != "" && at != "" && at != d.e.Base && at != d.e.Put && at != d.e.Digest
+	return d.e.Tag != "" && at != "" && at != d.e.Put && at != d.e.Digest && !d.ours(at)
 }
 
 // attempt notes durably that the tag, which stands at the parent at one digest, is about to be put at another: an answer
 // that is lost with this process then makes no conflict of ours with ours. A conflict is told of with it, once.
 func (d *delivery) attempt(ctx context.Context, at, put registry.Digest, overwrites bool) error {
+	known := d.e
 	if d.e.Put = put; at != "" { // a parent without the tag may have lost with its power that it took it away
 		d.e.Base = at
+	}
+	if err := d.before(ctx, at, known); err != nil {
+		return err
 	}
 	ok, err := d.c.outbox.OutboxAttempt(ctx, d.e, overwrites)
 	switch {
@@ -172,13 +197,19 @@ func (d *delivery) put(ctx context.Context, ref registry.Reference, there bool, 
 				return err
 			}
 		}
-		_, err := d.p.PutManifest(ctx, d.e.Repository, ref, m)
-		d.c.s.contact(err)
+		err := d.putManifest(ctx, ref, d.e.Digest, m)
 		if !there || !(errors.Is(err, registry.ErrManifestBlobUnknown) || errors.Is(err, registry.ErrBlobUnknown)) {
 			return err
 		}
 		there = false
 	}
+}
+
+func (d *delivery) putManifest(ctx context.Context, ref registry.Reference, digest registry.Digest, m registry.Manifest) error {
+	return d.write(ctx, own{Tag: ref.Tag, Digest: digest}, func() error {
+		_, err := d.p.PutManifest(ctx, d.e.Repository, ref, m)
+		return err
+	})
 }
 
 // manifest reads a manifest that was pushed here.
@@ -244,9 +275,7 @@ func (d *delivery) child(ctx context.Context, child registry.Descriptor, depth i
 	if err := d.below(ctx, m, depth+1, seen); err != nil {
 		return err
 	}
-	_, err = d.p.PutManifest(ctx, d.e.Repository, ref, m)
-	d.c.s.contact(err)
-	return err
+	return d.putManifest(ctx, ref, child.Digest, m)
 }
 
 // blob brings one blob, unless another entry is bringing it: then it is mounted when that is done.
@@ -300,8 +329,7 @@ func (d *delivery) untag(ctx context.Context) error {
 			return err
 		}
 	}
-	err = d.p.DeleteTag(ctx, d.e.Repository, d.e.Tag)
-	d.c.s.contact(err)
+	err = d.write(ctx, own{Tag: d.e.Tag}, func() error { return d.p.DeleteTag(ctx, d.e.Repository, d.e.Tag) })
 	if err != nil && !errors.Is(err, registry.ErrManifestUnknown) && !errors.Is(err, registry.ErrNameUnknown) {
 		return err
 	}
@@ -310,8 +338,7 @@ func (d *delivery) untag(ctx context.Context) error {
 
 // remove deletes a manifest at the parent.
 func (d *delivery) remove(ctx context.Context) error {
-	err := d.p.DeleteManifest(ctx, d.e.Repository, d.e.Digest)
-	d.c.s.contact(err)
+	err := d.write(ctx, own{Digest: d.e.Digest, Gone: true}, func() error { return d.p.DeleteManifest(ctx, d.e.Repository, d.e.Digest) })
 	if errors.Is(err, registry.ErrManifestUnknown) || errors.Is(err, registry.ErrNameUnknown) {
 		return d.seen(ctx) // what is not there is deleted
 	}
@@ -343,28 +370,35 @@ func (d *delivery) lost(ctx context.Context, ours, theirs registry.Digest) error
 	return d.c.resync(ctx)
 }
 
-// sure is done, where the parent's answer means that it is on its disk; another is asked once more in a while.
-func (d *delivery) sure(ctx context.Context) error {
-	wait := d.c.s.o.ConfirmAfter
-	if d.kind != registry.KindOCI || wait < 0 {
-		return d.done(ctx)
-	}
-	d.e.State, d.e.Attempts, d.e.Error = registry.OutboxDelivered, d.e.Attempts+1, ""
-	d.e.NextAttempt = d.c.s.o.Clock.Now().Add(cmp.Or(wait, confirmAfter))
-	d.delivered = true
-	if err := d.c.outbox.OutboxNote(ctx, d.e); err != nil {
-		return local(err)
-	}
-	return nil
-}
+// sure ends an attempt that the parent has answered for. That means that it is on its disk, or else it is asked once more
+// in a while.
+func (d *delivery) sure(ctx context.Context) error { return d.settle(ctx, d.forgetful()) }
 
 // seen ends an attempt that finds the parent as it is to be. That was looked for, or an attempt of which no answer came
 // may have made it so a moment ago.
 func (d *delivery) seen(ctx context.Context) error {
-	if d.e.State == registry.OutboxDelivered {
+	return d.settle(ctx, d.forgetful() && d.e.State != registry.OutboxDelivered)
+}
+
+// settle takes the entry out of the queue, unless it is to be looked for once more: because the answer is to be confirmed,
+// or because a request that was given up may yet arrive and undo it. Until then the parent's word does not count.
+func (d *delivery) settle(ctx context.Context, confirm bool) error {
+	now := d.c.s.o.Clock.Now()
+	var next time.Time
+	if until := d.c.own.late(now, d.set.ParentName, d.e); !until.IsZero() {
+		next = now.Add(min(until.Sub(now), lookAfter))
+	}
+	if confirm {
+		next = now.Add(cmp.Or(d.c.s.o.ConfirmAfter, confirmAfter))
+	}
+	if next.IsZero() {
 		return d.done(ctx)
 	}
-	return d.sure(ctx)
+	d.e.State, d.e.Attempts, d.e.Error, d.e.NextAttempt, d.delivered = registry.OutboxDelivered, d.e.Attempts+1, "", next, true
+	if err := d.c.outbox.OutboxNote(ctx, d.e); err != nil {
+		return local(err)
+	}
+	return nil
 }
 
 // failed keeps why an attempt failed, and when the next is.

@@ -97,6 +97,9 @@ type Options struct {
 	// ConfirmAfter is when a parent of a kind that may answer before its disk has what it answers for is asked once more;
 	// 0 is a minute, less than 0 is never.
 	ConfirmAfter time.Duration
+	// LateAfter is for how long a request of which no answer came may yet arrive at the parent; 0 is half an hour, which is
+	// the most, less than 0 is not at all.
+	LateAfter time.Duration
 }
 
 // Syncer keeps a store in step with a parent.
@@ -156,6 +159,9 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.LateAfter = min(o.LateAfter, lateAfter); o.LateAfter == 0 {
+		o.LateAfter = lateAfter
 	}
 	if o.Rand == nil {
 		o.Rand = rand.Float64

@@ -55,6 +55,7 @@ type climber struct {
 	lacking  map[uint64]int             // entries, and how often in a row a fresh token did not carry the right
 	had      map[registry.Digest]string // where the parent has a blob, as far as seen
 	sessions sessions
+	own      owns
 	told     []registry.OutboxConflict
 	index    *queueIndex
 

@@ -35,7 +35,7 @@ func TestBothDirections(t *testing.T) {
 				}
 				set := climbing(t, p, "app")
 				set.Conflict = conflict
-				f := newFloor(t, set, syncer.Options{ConfirmAfter: -1, Rand: func() float64 { return 0 }}, true)
+				f := newFloor(t, set, syncer.Options{ConfirmAfter: -1, LateAfter: -1, Rand: func() float64 { return 0 }}, true)
 				var did []string
 				defer func() {
 					if t.Failed() {
@@ -165,7 +165,8 @@ func TestOursIsNoConflict(t *testing.T) {
 			push(t, p, "app", "v", base)
 			set := climbing(t, p, "app")
 			set.Conflict = conflict
-			f := newFloor(t, set, syncer.Options{ConfirmAfter: -1}, true)
+			o := syncer.Options{ConfirmAfter: -1, LateAfter: -1}
+			f := newFloor(t, set, o, true)
 			f.until("it is synced", func() bool { return stands(t, f.store, "v") == base.Digest })
 			p.set(func(p *parent) {
 				p.after = func(string) error {
@@ -178,7 +179,7 @@ func TestOursIsNoConflict(t *testing.T) {
 			f.stop()
 			p.set(func(p *parent) { p.away, p.after = nil, nil })
 			f.push("v", second)
-			f.start(set, syncer.Options{ConfirmAfter: -1})
+			f.start(set, o)
 			f.empty()
 			f.until("both sides are equal", func() bool {
 				return stands(t, f.store, "v") == second.Digest && stands(t, p.Registry, "v") == second.Digest
@@ -189,45 +190,6 @@ func TestOursIsNoConflict(t *testing.T) {
 				t.Errorf("conflicts %+v", s.Outbox.Conflicts)
 			}
 		})
-	}
-}
-
-// TestLatePut has a move of a tag arrive at the parent after the connection was given up: after the next attempt, which asked
-// where the tag stands, and after a newer push went through. Whichever of them the parent has last, both sides have.
-func TestLatePut(t *testing.T) {
-	for _, conflict := range []registry.Conflict{registry.NewestWins, registry.ParentWins} {
-		for name, newer := range map[string]bool{"the same push": false, "a newer push": true} {
-			t.Run(string(conflict)+" "+name, func(t *testing.T) {
-				p := newParent()
-				base, first, second := registrytest.NewImage(1, 10), registrytest.NewImage(2, 20), registrytest.NewImage(3, 30)
-				push(t, p, "app", "v", base)
-				set := climbing(t, p, "app")
-				set.Conflict = conflict
-				f := newFloor(t, set, syncer.Options{ConfirmAfter: -1, Rand: func() float64 { return 0 }}, true)
-				f.until("it is synced", func() bool { return stands(t, f.store, "v") == base.Digest })
-				p.set(func(p *parent) { p.late = 1 })
-				f.push("v", first)
-				f.until("an attempt is given up", func() bool { l := f.entries(); return len(l) == 1 && l[0].Attempts == 1 })
-				f.stop() // the next process knows of it from the queue alone
-				if newer {
-					f.push("v", second)
-				}
-				f.start(set, syncer.Options{ConfirmAfter: -1})
-				f.empty()
-				p.arrives()
-				if err := f.Sync(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-				f.empty()
-				if got := stands(t, p.Registry, "v"); got != first.Digest || stands(t, f.store, "v") != got {
-					t.Errorf("%s here and %s at the parent", stands(t, f.store, "v"), got)
-				}
-				var s registry.Status
-				if f.Describe(&s); len(s.Outbox.Conflicts) != 0 {
-					t.Errorf("conflicts %+v", s.Outbox.Conflicts)
-				}
-			})
-		}
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // push over an unanswered one is no conflict.
 func TestLostAnswer(t *testing.T) {
 	p := newParent()
-	f := newFloor(t, climbing(t, p), syncer.Options{ConfirmAfter: -1, Rand: func() float64 { return 0 }}, false)
+	f := newFloor(t, climbing(t, p), syncer.Options{ConfirmAfter: -1, LateAfter: -1, Rand: func() float64 { return 0 }}, false)
 	a, b := registrytest.NewImage(1, 10), registrytest.NewImage(2, 20)
 	lost := make(chan struct{})
 	p.set(func(p *parent) {
@@ -129,13 +129,36 @@ func parentLosesPower(t *testing.T, had map[string]registrytest.Image, img regis
 // before the parent is asked once more. Nothing that the client took away comes back, nobody else is said to have moved the
 // tag, and both sides end with what the client wanted.
 func TestParentForgets(t *testing.T) {
-	base, first, second := registrytest.NewImage(1, 10), registrytest.NewImage(2, 10), registrytest.NewImage(3, 10)
+	base, first := registrytest.NewImage(1, 10), registrytest.NewImage(2, 10)
+	second, third := registrytest.NewImage(3, 10), registrytest.NewImage(4, 10)
 	for name, tt := range map[string]struct {
 		change func(f *floor) error
 		want   registry.Digest
 	}{
-		"nothing":       {func(*floor) error { return nil }, first.Digest},
-		"another push":  {func(f *floor) error { f.push("v", second); return nil }, second.Digest},
+		"nothing":      {func(*floor) error { return nil }, first.Digest},
+		"another push": {func(f *floor) error { f.push("v", second); return nil }, second.Digest},
+		"two pushes": {func(f *floor) error {
+			f.push("v", second)
+			time.Sleep(10 * time.Second)
+			f.push("v", third)
+			return nil
+		}, third.Digest},
+		"and back": {func(f *floor) error {
+			f.push("v", second)
+			time.Sleep(10 * time.Second)
+			f.push("v", base)
+			return nil
+		}, base.Digest},
+		"push and untag": {func(f *floor) error {
+			f.push("v", second)
+			time.Sleep(10 * time.Second)
+			return f.store.DeleteTag(t.Context(), "app", "v")
+		}, ""},
+		"push and delete": {func(f *floor) error {
+			f.push("v", second)
+			time.Sleep(10 * time.Second)
+			return f.store.DeleteManifest(t.Context(), "app", second.Digest)
+		}, ""},
 		"the same push": {func(f *floor) error { f.push("v", first); return nil }, first.Digest},
 		"untag":         {func(f *floor) error { return f.store.DeleteTag(t.Context(), "app", "v") }, ""},
 		"delete":        {func(f *floor) error { return f.store.DeleteManifest(t.Context(), "app", first.Digest) }, ""},

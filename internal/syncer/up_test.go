@@ -55,15 +55,10 @@ func (p *parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 	if err := p.ask("put " + repo + " " + ref.String()); err != nil {
 		return registry.Descriptor{}, err
 	}
-	p.mu.Lock()
-	p.classes[ref.Tag] = transport.ClassOf(ctx)
-	if reg := p.Registry; p.late > 0 {
-		p.late--
-		p.arrive = append(p.arrive, func() { _, _ = reg.PutManifest(context.Background(), repo, ref, m) }) // what it needs may be gone
-		p.mu.Unlock()
+	p.set(func(p *parent) { p.classes[ref.Tag] = transport.ClassOf(ctx) })
+	if p.isLate(func(r registry.Registry) { _, _ = r.PutManifest(context.Background(), repo, ref, m) }) { // what it needs may be gone
 		return registry.Descriptor{}, away
 	}
-	p.mu.Unlock()
 	d, err := p.Registry.PutManifest(ctx, repo, ref, m)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -73,7 +68,19 @@ func (p *parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 	return d, err
 }
 
-// arrives has every manifest arrive that is late.
+// isLate takes a request that is to be late.
+func (p *parent) isLate(request func(r registry.Registry)) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.late == 0 {
+		return false
+	}
+	p.late--
+	p.arrive = append(p.arrive, func() { request(p.Registry) })
+	return true
+}
+
+// arrives has every request arrive that is late.
 func (p *parent) arrives() {
 	var list []func()
 	p.set(func(p *parent) { list, p.arrive, p.late = p.arrive, nil, 0 })
@@ -86,12 +93,18 @@ func (p *parent) DeleteManifest(ctx context.Context, repo string, d registry.Dig
 	if err := p.ask("delete " + repo + " " + d.String()); err != nil {
 		return err
 	}
+	if p.isLate(func(r registry.Registry) { _ = r.DeleteManifest(context.Background(), repo, d) }) {
+		return away
+	}
 	return p.Registry.DeleteManifest(ctx, repo, d)
 }
 
 func (p *parent) DeleteTag(ctx context.Context, repo, tag string) error {
 	if err := p.ask("untag " + repo + " " + tag); err != nil {
 		return err
+	}
+	if p.isLate(func(r registry.Registry) { _ = r.DeleteTag(context.Background(), repo, tag) }) {
+		return away
 	}
 	return p.Registry.DeleteTag(ctx, repo, tag)
 }

@@ -137,6 +137,7 @@ func (c *climber) load(ctx context.Context) {
 		_ = json.Unmarshal(raw, &c.told)
 		c.mu.Unlock()
 	}
+	c.ownLoad(ctx)
 	if list, err := c.outbox.OutboxEntries(ctx, 0, 1); err == nil && len(list) > 0 {
 		_ = c.resync(ctx) // the index is read-only: nothing is written then, this either
 	}
@@ -179,6 +180,7 @@ func (c *climber) leave(ctx context.Context, e registry.OutboxEntry, how func(co
 	if err != nil {
 		return local(err)
 	}
+	c.confirmed(ctx, e)
 	if passed {
 		return c.resync(ctx)
 	}

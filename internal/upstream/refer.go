@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -65,23 +66,31 @@ func (p *Parent) refer(ctx context.Context, repo string, subject registry.Digest
 	})
 }
 
+// maxRemoved bounds the subjects that are kept of what was deleted.
+const maxRemoved = 1000
+
+// removed is what was deleted.
+type removed struct {
+	repo   string
+	digest registry.Digest
+}
+
 // unrefer takes a manifest that is about to be deleted off the list of what refers to its subject. It comes before the
-// deletion: afterwards nobody could say what its subject was. A list that may not be changed does not keep it.
+// deletion: afterwards only this process can say what its subject was, to look once more whether another client that
+// wrote the list at the same time put the manifest back on it. A list that may not be changed does not keep it.
 //
 // Errors: MANIFEST_UNKNOWN for a manifest that is not there, UNAVAILABLE, the context's.
 func (p *Parent) unrefer(ctx context.Context, repo string, d registry.Digest) error {
 	if p.keepsLists() {
 		return nil
 	}
-	m, err := p.GetManifest(ctx, repo, registry.DigestReference(d))
-	if err == nil {
-		var refs registry.References
-		if refs, err = registry.ParseManifest(m.MediaType, m.Bytes); err == nil && refs.Subject != nil {
-			err = p.relist(ctx, repo, refs.Subject.Digest, func(list []registry.Descriptor) ([]registry.Descriptor, bool) {
-				rest := slices.DeleteFunc(slices.Clone(list), func(o registry.Descriptor) bool { return o.Digest == d })
-				return rest, len(rest) < len(list)
-			})
-		}
+	subject, err := p.subject(ctx, repo, d)
+	if subject != "" {
+		rerr := p.relist(ctx, repo, subject, func(list []registry.Descriptor) ([]registry.Descriptor, bool) {
+			rest := slices.DeleteFunc(slices.Clone(list), func(o registry.Descriptor) bool { return o.Digest == d })
+			return rest, len(rest) < len(list)
+		})
+		err = cmp.Or(rerr, err)
 	}
 	var said *registry.Error
 	switch {
@@ -94,6 +103,33 @@ func (p *Parent) unrefer(ctx context.Context, repo string, d registry.Digest) er
 			"parent", p.host, "repository", repo, "digest", d, "error", err)
 	}
 	return nil
+}
+
+// subject returns what a manifest refers to, empty for nothing. What was deleted by this process is known for a while.
+//
+// Errors: as GetManifest, MANIFEST_UNKNOWN also where the subject is known.
+func (p *Parent) subject(ctx context.Context, repo string, d registry.Digest) (registry.Digest, error) {
+	key := removed{repo, d}
+	m, err := p.GetManifest(ctx, repo, registry.DigestReference(d))
+	if errors.Is(err, registry.ErrManifestUnknown) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.removed[key], err
+	}
+	if err != nil {
+		return "", err
+	}
+	refs, err := registry.ParseManifest(m.MediaType, m.Bytes)
+	if err != nil || refs.Subject == nil {
+		return "", err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.removed == nil || len(p.removed) >= maxRemoved {
+		p.removed = map[removed]registry.Digest{}
+	}
+	p.removed[key] = refs.Subject.Digest
+	return refs.Subject.Digest, nil
 }
 
 // relist changes a list until it needs no change. change returns what it has to be, and whether it is not that yet. Two

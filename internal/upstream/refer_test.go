@@ -177,6 +177,42 @@ func TestListCrossed(t *testing.T) {
 	}
 }
 
+// TestListCrossedBeforeADeletion has somebody else write the list as it was after we have looked at ours, and before the
+// manifest goes: the second look, which finds no manifest, takes it off the list.
+func TestListCrossedBeforeADeletion(t *testing.T) {
+	s, h := listless(t)
+	_, tag, list := about(t, s, 2)
+	p := connect(t, h, nil)
+	if err := errors.Join(put(t, p, list[0]), put(t, p, list[1])); err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.reg.GetManifest(t.Context(), "acme/app", tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.odd = func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodDelete && strings.HasSuffix(r.URL.Path, list[0].Digest.String()) {
+			s.odd = nil
+			if _, err := s.reg.PutManifest(r.Context(), "acme/app", tag, before); err != nil {
+				t.Error(err)
+			}
+		}
+		return false
+	}
+	if err := p.DeleteManifest(t.Context(), "acme/app", list[0].Digest); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := listed(t, s, tag), digests(list...); !slices.Equal(got, want) {
+		t.Fatalf("the other client's list is %v, want %v", got, want)
+	}
+	if err := p.DeleteManifest(t.Context(), "acme/app", list[0].Digest); !errors.Is(err, registry.ErrManifestUnknown) {
+		t.Errorf("looked at once more: %v", err)
+	}
+	if got, want := listed(t, s, tag), digests(list[1]); !slices.Equal(got, want) {
+		t.Errorf("after a second look listed are %v, want %v", got, want)
+	}
+}
+
 // TestListRefused: a parent that takes no tag away keeps an empty list, one that does not let a list be changed deletes all
 // the same, and what an attempt did not list, because it was cut, is listed by the next.
 func TestListRefused(t *testing.T) {

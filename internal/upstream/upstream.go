@@ -73,8 +73,9 @@ type Parent struct {
 	lister    bool // it keeps lists of referrers itself
 	rangeless sync.Once
 
-	lists     map[string]wholeList // of more than one page, whose next page may be asked for
-	relisting chan struct{}        // holds one while a list of referrers is changed
+	lists     map[string]wholeList        // of more than one page, whose next page may be asked for
+	relisting chan struct{}               // holds one while a list of referrers is changed
+	removed   map[removed]registry.Digest // the subjects of what was deleted
 
 	relay   atomic.Pointer[string] // version of the tokens that the parent has for this registry; nil: it said nothing of that
 	settled atomic.Pointer[string] // the one that is done with, as the parent is told
