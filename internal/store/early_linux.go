@@ -3,6 +3,7 @@
 package store
 
 import (
+	"io"
 	"os"
 	"syscall"
 )
@@ -13,5 +14,12 @@ func startWriteback(f File, from, size int64) {
 	const write = 2 // SYNC_FILE_RANGE_WRITE, sync_file_range(2)
 	if file, ok := f.(*os.File); ok {
 		_ = syscall.SyncFileRange(int(file.Fd()), from, size, write)
+	}
+}
+
+// readAhead has the disk read a file in one go that is about to be read page by page.
+func readAhead(f io.ReaderAt, size int64) {
+	if file, ok := f.(*os.File); ok {
+		_, _, _ = syscall.Syscall(syscall.SYS_READAHEAD, file.Fd(), 0, uintptr(size))
 	}
 }

@@ -33,7 +33,8 @@ type kept struct {
 
 // unsynced is one file of these.
 type unsynced struct {
-	body []byte // where the file has to be written again: it is served from here meanwhile. Under mu
+	body  []byte      // where the file has to be written again, or may have to be: it is served from here meanwhile. Under mu
+	doubt atomic.Bool // after an end that was none: nobody has looked at the file yet
 }
 
 func (k *kept) add(d registry.Digest, body []byte) *unsynced {
@@ -160,6 +161,25 @@ func (s *Store) nameKept(path string, d registry.Digest) (bool, error) {
 	return true, nil
 }
 
+// look finds out which files are as they should be after an end that was none, for so long at most; 0 is without a limit.
+// Errors: of the time.
+func (s *Store) look(patience time.Duration) error {
+	began := s.uptime()
+	for d, u := range s.kept.list() {
+		if !u.doubt.Load() {
+			continue
+		}
+		if patience > 0 && s.uptime()-began > patience {
+			return context.DeadlineExceeded
+		}
+		if _, err := s.readKept(d); err == nil {
+			s.kept.set(d, u, nil)
+		}
+		u.doubt.Store(false)
+	}
+	return nil
+}
+
 // flush makes the files durable whose bytes are in the log only, for so long at most; 0 is without a limit.
 func (s *Store) flush(patience time.Duration) error {
 	s.kept.flushing.Lock()
@@ -168,16 +188,27 @@ func (s *Store) flush(patience time.Duration) error {
 		return nil
 	}
 	began := s.uptime()
+	if err := s.look(patience); err != nil {
+		return err
+	}
 	files := s.kept.list()
 	dirs := map[string]bool{}
+	restored := 0
 	for d, u := range files {
 		if patience > 0 && s.uptime()-began > patience {
 			return context.DeadlineExceeded
 		}
-		if err := s.flushFile(d, u); err != nil {
+		again, err := s.flushFile(d, u)
+		if err != nil {
 			return err
 		}
+		if again {
+			restored++
+		}
 		dirs[s.shard(d)] = true
+	}
+	if restored > 0 {
+		s.log.Info("content was written again from the log", "files", restored)
 	}
 	for dir := range dirs {
 		if err := s.fs.SyncDir(dir); err != nil {
@@ -190,20 +221,21 @@ func (s *Store) flush(patience time.Duration) error {
 	return nil
 }
 
-func (s *Store) flushFile(d registry.Digest, u *unsynced) error {
+// flushFile syncs a file, or writes it again.
+func (s *Store) flushFile(d registry.Digest, u *unsynced) (again bool, err error) {
 	body := s.kept.bytes(d)
 	if body == nil {
 		err := s.syncKept(d)
 		if err == nil || isAbsent(err) { // removed meanwhile
-			return nil
+			return false, nil
 		}
 		// A second sync may succeed without the bytes: they are written to another file.
 		if body, err = s.readKept(d); err != nil {
-			return err
+			return false, err
 		}
 		s.kept.set(d, u, body)
 	}
-	return s.restore(d, body)
+	return true, s.restore(d, body)
 }
 
 func (s *Store) syncKept(d registry.Digest) error {
@@ -268,12 +300,11 @@ func (s *Store) restore(d registry.Digest, body []byte) error {
 	return err
 }
 
-// restoreKept looks after an end that was none whether the files are there whose bytes the logs have, and writes those
-// again that are not. What the disk does not take is served from memory and tried again with the next snapshot, and the log
-// stays until then.
+// restoreKept takes the bytes that the logs have after an end that was none. Whether their files are there is looked at
+// beside everything else, which may be a matter of minutes on a slow disk, and those that are not are written again; all are
+// served from memory until then. What the disk does not take is tried again with the next snapshot, and the log stays until
+// then.
 func (s *Store) restoreKept(logs []redoLog) error {
-	s.kept.flushing.Lock()
-	defer s.kept.flushing.Unlock()
 	all := map[registry.Digest][]byte{}
 	for _, l := range logs {
 		for _, r := range l.records {
@@ -288,31 +319,15 @@ func (s *Store) restoreKept(logs []redoLog) error {
 			}
 		}
 	}
-	restored := 0
-	for d, body := range all {
-		known := false
-		if err := s.view(func(t *tx) error { _, known = t.blob(d); return nil }); err != nil {
-			return err
+	return s.view(func(t *tx) error {
+		for d, body := range all {
+			if _, known := t.blob(d); known && d.Algorithm().FromBytes(body) == d {
+				s.kept.add(d, body).doubt.Store(true)
+				s.want()
+			}
 		}
-		if !known || d.Algorithm().FromBytes(body) != d {
-			continue
-		}
-		if _, err := s.readKept(d); err == nil {
-			s.kept.add(d, nil)
-			continue
-		}
-		u := s.kept.add(d, body)
-		if err := s.restore(d, body); err != nil {
-			s.log.Error("content could not be written again from the log yet", "digest", d.String(), "error", err)
-			continue
-		}
-		s.kept.set(d, u, nil) // its directory is synced with the others
-		restored++
-	}
-	if restored > 0 {
-		s.log.Info("content was written again from the log", "files", restored)
-	}
-	return nil
+		return nil
+	})
 }
 
 // eachOp calls fn for each operation of a record. Errors: errDamaged, and those of fn.

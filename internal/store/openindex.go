@@ -85,12 +85,12 @@ func (s *Store) openIndex(ctx context.Context, atLeast uint64) (how opened, err 
 		return how, errors.Join(err, f.Close())
 	}
 	logs := s.readRedos()
-	size, used := info.Size(), int64(0)
+	size, used, reached := info.Size(), int64(0), int64(0)
 	switch {
 	case s.distrusted.Swap(false):
 		err = damaged("it could not be synced")
 	case size > 0:
-		used, err = measureIndex(f, size)
+		used, reached, err = measureIndex(f, size)
 	case s.hasSnapshot():
 		err = damaged("it is empty")
 	}
@@ -104,7 +104,7 @@ func (s *Store) openIndex(ctx context.Context, atLeast uint64) (how opened, err 
 		err = s.reaches(atLeast, logs)
 	}
 	if err == nil {
-		return how, s.compacted(ctx, size, used)
+		return how, s.compacted(ctx, reached, used)
 	}
 	if !errors.Is(err, errDamaged) {
 		return how, err

@@ -44,18 +44,20 @@ type verifier struct {
 
 // verifyIndex checks the structure of an index file of so many bytes. Errors: errDamaged, and those of reading.
 func verifyIndex(f io.ReaderAt, size int64) error {
-	_, err := measureIndex(f, size)
+	_, err := inspectIndex(f, size)
 	return err
 }
 
-// measureIndex is verifyIndex; it returns the bytes that its entries take, without the gaps in and between pages.
-func measureIndex(f io.ReaderAt, size int64) (used int64, err error) {
+// measureIndex is verifyIndex; it returns the bytes that its entries take, without the gaps in and between pages, and how
+// far the file was used ever: bbolt makes it larger than that in steps of up to 16 MiB.
+func measureIndex(f io.ReaderAt, size int64) (used, reached int64, err error) {
 	v, err := inspectIndex(f, size)
-	return v.used, err
+	return v.used, int64(v.pages) * v.pageSize, err
 }
 
 // inspectIndex is verifyIndex; it returns what the walk saw.
 func inspectIndex(f io.ReaderAt, size int64) (*verifier, error) {
+	readAhead(f, size)
 	v := &verifier{f: f, at: root}
 	root, err := v.meta(size)
 	if err != nil {

@@ -18,7 +18,6 @@ import (
 const perVolume = 5
 
 var (
-	long     = os.Getenv("CHAOS") == "long"
 	workDir  string
 	binaries = map[string]bool{} // that were built
 )

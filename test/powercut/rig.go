@@ -38,6 +38,9 @@ const (
 	maxAcks     = 150 // acknowledged requests before a cut, at most
 )
 
+// long is a run at length.
+var long = os.Getenv("CHAOS") == "long"
+
 // ending is how a round ends.
 type ending int
 
@@ -98,6 +101,11 @@ func newRig(ctx context.Context, base, binary, kind, options string, seed uint64
 	}
 	if kind != "" {
 		if r.volume, err = newVolume(ctx, base, data, kind, options); err != nil {
+			return r, err
+		}
+	}
+	if options == large {
+		if err = fill(ctx, data); err != nil {
 			return r, err
 		}
 	}

@@ -29,19 +29,23 @@ type volume struct {
 	image, dir    string
 }
 
-// newVolume makes a file system below base and mounts it at dir. Options are those of mount -o.
+// newVolume makes a file system below base and mounts it at dir. Options are those of mount -o, or large.
 func newVolume(ctx context.Context, base, dir, kind, options string) (*volume, error) {
+	size, inodes := sizes[kind], "20000"
+	if options == large {
+		size, inodes, options = largeSize, largeInodes, ""
+	}
 	v := &volume{kind: kind, options: options, image: filepath.Join(base, kind+".img"), dir: dir}
 	f, err := os.Create(v.image)
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(f.Truncate(sizes[kind]), f.Close()); err != nil {
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
 		return nil, err
 	}
 	mkfs := []string{"mkfs." + kind, "-q", v.image}
 	if kind == "ext4" {
-		mkfs = []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-N", "20000", v.image}
+		mkfs = []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-N", inodes, v.image}
 	}
 	if err := command(ctx, mkfs...); err != nil {
 		return nil, err
