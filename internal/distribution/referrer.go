@@ -4,14 +4,17 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
 // listReferrers answers end-12. The list is in order of digest, so a page starts after the digest that ended the last.
 func (s *server) listReferrers(w http.ResponseWriter, r *http.Request, req Request) error {
-	all, err := s.reg.Referrers(r.Context(), req.Repo, req.Digest, req.ArtifactType)
+	ctx := registry.WithWarnings(r.Context(), func(text string) { warn(w.Header(), text) })
+	all, err := s.reg.Referrers(ctx, req.Repo, req.Digest, req.ArtifactType)
 	if err != nil {
+		w.Header().Del("Warning")
 		return err
 	}
 	from := 0
@@ -36,6 +39,20 @@ func (s *server) listReferrers(w http.ResponseWriter, r *http.Request, req Reque
 		MediaType     string            `json:"mediaType"`
 		Manifests     []json.RawMessage `json:"manifests"`
 	}{2, registry.MediaTypeImageIndex, list})
+}
+
+// maxWarning bounds a warning, in bytes.
+const maxWarning = 500
+
+// warn adds a warning to an answer (OCI distribution spec, "Warnings").
+func warn(h http.Header, text string) {
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' || r == '"' || r == '\\' {
+			return '\''
+		}
+		return r
+	}, text)
+	h.Set("Warning", `299 - "`+text[:min(len(text), maxWarning)]+`"`)
 }
 
 // bounded encodes as many descriptors as one page may have: clients read no longer index than a manifest may be, and

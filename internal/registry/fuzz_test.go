@@ -52,6 +52,9 @@ func FuzzManifest(f *testing.F) {
 			t.Fatalf("no JSON: %q", body)
 		}
 		m, _, err := registry.NewManifest(mediaType, body)
+		if errors.Is(err, registry.ErrManifestInvalid) { // it can be read in two ways
+			return
+		}
 		if err != nil || m.Size != int64(len(body)) || m.Digest.Validate() != nil || !bytes.Equal(m.Bytes, body) {
 			t.Fatalf("%q: %+v, %v", body, m.Descriptor, err)
 		}

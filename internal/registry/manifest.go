@@ -1,7 +1,9 @@
 package registry
 
 import (
+	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -44,6 +46,7 @@ func IsIndex(mediaType string) bool {
 // Errors: MANIFEST_INVALID, with the field in the message.
 func ParseManifest(mediaType string, body []byte) (References, error) {
 	var doc struct {
+		Version      int               `json:"schemaVersion"`
 		MediaType    string            `json:"mediaType"`
 		ArtifactType string            `json:"artifactType"`
 		Config       *Descriptor       `json:"config"`
@@ -71,6 +74,9 @@ func ParseManifest(mediaType string, body []byte) (References, error) {
 	}
 	if doc.MediaType != "" && doc.MediaType != mediaType {
 		return invalid("mediaType %q contradicts Content-Type %q", clip(doc.MediaType), mediaType)
+	}
+	if doc.Version != 0 && doc.Version != 2 {
+		return invalid("schemaVersion %d: want 2", doc.Version)
 	}
 	hasImage := doc.Config != nil || doc.Layers != nil || doc.FSLayers != nil
 	if hasImage && doc.Manifests != nil {
@@ -127,9 +133,69 @@ func (r References) validate() error {
 	return nil
 }
 
-// NewManifest describes the bytes: digest by sha256, size, media type, artifact type and annotations.
+// fields are the names in a manifest and its descriptors that this registry goes by.
+var fields = []string{
+	"schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "fsLayers", "subject", "annotations", "digest", "size", "urls", "platform",
+}
+
+// oneReading refuses what two readers may understand in two ways: a key that stands twice, of which one takes the first
+// and another the last, and a field in other letters, which some take for it. A signature must not be about one image
+// here and about another where it is verified. The body is JSON.
+//
+// Errors: MANIFEST_INVALID, with the field in the message.
+func oneReading(body []byte) error {
+	type object struct {
+		keys    map[string]bool // nil of a list
+		free    bool            // its keys are the author's
+		between bool            // a key comes next
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	var open []object
+	var key string
+	for {
+		t, err := d.Token()
+		if err != nil {
+			return nil //nolint:nilerr // the end
+		}
+		top := len(open) - 1
+		if name, ok := t.(string); ok && top >= 0 && open[top].between {
+			o := &open[top]
+			if o.keys[name] {
+				return ErrManifestInvalid.WithMessage("%q stands twice in one object of the manifest", clip(name))
+			}
+			o.keys[name], o.between, key = true, false, name
+			i := slices.IndexFunc(fields, func(f string) bool { return strings.EqualFold(f, name) })
+			if i >= 0 && fields[i] != name && !o.free {
+				return ErrManifestInvalid.WithMessage("%q: want %q", clip(name), fields[i])
+			}
+			continue
+		}
+		switch t {
+		case json.Delim('{'):
+			open = append(open, object{keys: map[string]bool{}, free: key == "annotations", between: true})
+		case json.Delim('['):
+			open = append(open, object{})
+		case json.Delim('}'), json.Delim(']'):
+			open = open[:top]
+			top--
+			fallthrough
+		default:
+			if top >= 0 {
+				open[top].between = open[top].keys != nil
+			}
+		}
+	}
+}
+
+// NewManifest describes the bytes: digest by sha256, size, media type, artifact type and annotations. It is stricter
+// than ParseManifest, which is for what is here already.
+//
+// Errors: MANIFEST_INVALID, with the field in the message.
 func NewManifest(mediaType string, body []byte) (Manifest, References, error) {
 	refs, err := ParseManifest(mediaType, body)
+	if err == nil {
+		err = oneReading(body)
+	}
 	if err != nil {
 		return Manifest{}, refs, err
 	}

@@ -3,11 +3,16 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
+	"time"
 
 	"go.etcd.io/bbolt"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
+
+// referrersAgain is when a client is to ask again that could not be told what refers to a manifest.
+const referrersAgain = 5 * time.Second
 
 // page collects keys after "after", at most limit, in the order of the bucket, which is lexical.
 func page(b *bbolt.Bucket, after string, limit int) []string {
@@ -53,15 +58,25 @@ func (s *Store) Tags(ctx context.Context, repo, after string, limit int) (tags [
 	return tags, err
 }
 
-// Referrers implements registry.Lister.
+// Referrers implements registry.Lister. A list is whole, or it is an error: who takes it for whole would take an image for
+// unsigned.
+//
+// Errors: UNAVAILABLE for a row that cannot be read, and for a subject that is not here while the names of the volume may
+// not be complete.
 func (s *Store) Referrers(ctx context.Context, repo string, d registry.Digest, artifactType string) (list []registry.Descriptor, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	err = s.view(func(t *tx) error {
 		r, err := t.repo(repo)
-		if err != nil {
+		if errors.Is(err, registry.ErrNameUnknown) && !s.recovering.Load() {
 			return nil // an unknown subject has none
+		}
+		if err != nil {
+			return unreadable(err)
+		}
+		if s.recovering.Load() && r.manifests.Get(digestKey(d)) == nil {
+			return unreadable(nil)
 		}
 		prefix := digestKey(d)
 		c := r.referrers.Cursor()
@@ -69,7 +84,9 @@ func (s *Store) Referrers(ctx context.Context, repo string, d registry.Digest, a
 			digest, ok := keyDigest(k[len(prefix):])
 			row, err := decodeReferrer(v)
 			if !ok || err != nil {
-				continue // absent: synchronisation or a push writes it again
+				s.log.Error("index row is damaged", "repository", repo, "subject", d.String())
+				s.suspect()
+				return unreadable(err)
 			}
 			row.descriptor.Digest = digest
 			if artifactType == "" || row.descriptor.ArtifactType == artifactType {
@@ -78,5 +95,14 @@ func (s *Store) Referrers(ctx context.Context, repo string, d registry.Digest, a
 		}
 		return nil
 	})
-	return list, err
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// unreadable is the answer where nobody knows what refers to a manifest.
+func unreadable(err error) error {
+	return registry.ErrUnavailable.WithMessage("what refers to this manifest cannot be told while the index of the data volume is repaired").
+		WithRetryAfter(referrersAgain).Wrap(err)
 }

@@ -395,3 +395,55 @@ func TestUnrefer(t *testing.T) {
 		t.Errorf("Unrefer in a repository that is not here: %d, %v", n, err)
 	}
 }
+
+// TestReferrersAreWholeOrAnError: over a row that cannot be read, and of a manifest that is not here while names may be
+// missing, nobody is told that there are none.
+func TestReferrersAreWholeOrAnError(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	image, unsigned := registrytest.NewImage(1, 100), registrytest.NewImage(2, 100)
+	bring(t, s, testRepo, image, "v1")
+	bring(t, s, testRepo, unsigned, "v2")
+	one, two := registrytest.NewReferrer(3, image.Descriptor, "a/b"), registrytest.NewReferrer(4, image.Descriptor, "a/b")
+	bring(t, s, testRepo, one)
+	bring(t, s, testRepo, two)
+	ask := func(repo string, d registry.Digest) (int, error) {
+		list, err := s.Referrers(t.Context(), repo, d, "")
+		return len(list), err
+	}
+	absent := registrytest.NewBlob(9, 9).Digest
+	s.recovering.Store(true)
+	for what, tt := range map[string]struct {
+		repo    string
+		subject registry.Digest
+		n       int
+		err     error
+	}{
+		"signed": {testRepo, image.Digest, 2, nil}, "unsigned": {testRepo, unsigned.Digest, 0, nil},
+		"not here": {testRepo, absent, 0, registry.ErrUnavailable}, "in no repository": {"other", absent, 0, registry.ErrUnavailable},
+	} {
+		if n, err := ask(tt.repo, tt.subject); n != tt.n || !errors.Is(err, tt.err) {
+			t.Errorf("%s, while the volume is recovering: %d, %v", what, n, err)
+		}
+	}
+	s.recovering.Store(false)
+	if n, err := ask("other", absent); n != 0 || err != nil {
+		t.Errorf("in no repository: %d, %v", n, err)
+	}
+	err := s.update(t.Context(), func(tx *tx) error {
+		r, err := tx.repo(testRepo)
+		if err != nil {
+			return err
+		}
+		return tx.put(r.referrers, referrerKey(image.Digest, one.Digest), []byte{0xff})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := ask(testRepo, image.Digest); n != 0 || !errors.Is(err, registry.ErrUnavailable) || registry.AsError(err).RetryAfter <= 0 {
+		t.Errorf("over a damaged row: %d, %v", n, err)
+	}
+	bring(t, s, testRepo, one)
+	if n, err := ask(testRepo, image.Digest); n != 2 || err != nil {
+		t.Errorf("after it was brought again: %d, %v", n, err)
+	}
+}

@@ -131,19 +131,28 @@ func (p *pullThrough) ResolveBlob(ctx context.Context, repo string, d registry.D
 
 // Referrers asks the parent about a manifest that is not here or still on its way: a signature is looked for before, and
 // often without, a pull of what it signs, and "none" would be a wrong answer. What is here has its referrers here too. With
-// the parent away those that were pushed here are told: who signs what is not here yet asks for its signature afterwards.
+// the parent away those that were pushed here are told, with a warning: who signs what is not here yet asks for its
+// signature afterwards.
 func (p *pullThrough) Referrers(ctx context.Context, repo string, d registry.Digest, artifactType string) ([]registry.Descriptor, error) {
 	here, err := p.Registry.Referrers(ctx, repo, d, artifactType)
-	if err != nil && !isMiss(err) {
+	unsure := errors.Is(err, registry.ErrUnavailable) // the parent may know
+	if err != nil && !isMiss(err) && !unsure {
 		return nil, err
 	}
 	_, miss := p.Registry.ResolveManifest(ctx, repo, registry.DigestReference(d))
-	if !isMiss(miss) || registry.IsLocal(ctx) {
+	switch {
+	case miss != nil && !isMiss(miss):
+		return nil, miss
+	case miss == nil || registry.IsLocal(ctx):
 		return here, err
 	}
 	all, aerr := p.s.pulls.referrers(ctx, repo, d, artifactType, here, err)
 	if len(here) > 0 && errors.Is(aerr, registry.ErrUnavailable) {
+		registry.Warn(ctx, "the parent cannot be asked: what refers to this manifest and was not pushed here is not listed")
 		return here, nil
+	}
+	if aerr == nil && unsure {
+		registry.Warn(ctx, "the index of the data volume is being repaired: what was pushed here may not be listed")
 	}
 	return all, aerr
 }
@@ -292,21 +301,36 @@ func (p *pulls) referrers(
 	if err != nil {
 		return nil, err
 	}
-	found, err := ask(ctx, p, repo+"?"+d.String()+"?"+artifactType, func(ctx context.Context) ([]registry.Descriptor, error) {
+	type answer struct {
+		list    []registry.Descriptor
+		warning string
+	}
+	found, err := ask(ctx, p, repo+"?"+d.String()+"?"+artifactType, func(ctx context.Context) (a answer, err error) {
 		if _, err := p.s.probe(ctx, set); err != nil {
-			return nil, p.failed(ctx, set, repo, err)
+			return a, p.failed(ctx, set, repo, err)
 		}
-		list, err := set.Parent.Referrers(ctx, repo, d, artifactType)
+		ctx = registry.WithWarnings(ctx, func(text string) { a.warning = text })
+		a.list, err = set.Parent.Referrers(ctx, repo, d, artifactType)
 		p.s.contact(err)
 		if err != nil && !isMiss(err) {
-			return nil, p.failed(ctx, set, repo, err)
+			return a, p.failed(ctx, set, repo, err)
 		}
-		return list, nil
+		return a, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	all := slices.Concat(here, found)
+	registry.Warn(ctx, found.warning)
+	all := slices.Clone(here)
+	for _, r := range found.list {
+		kept, err := p.s.up.index.keeps(ctx, repo, "", r.Digest, false)
+		if err != nil {
+			return nil, err
+		}
+		if !kept { // else it was deleted here, which the parent does not know yet
+			all = append(all, r)
+		}
+	}
 	slices.SortFunc(all, func(a, b registry.Descriptor) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
 	return slices.CompactFunc(all, func(a, b registry.Descriptor) bool { return a.Digest == b.Digest }), nil
 }

@@ -167,6 +167,9 @@ func (p *Parent) Referrers(ctx context.Context, repo string, d registry.Digest, 
 		p.forget()
 		return nil, err
 	}
+	if text, ok := strings.CutPrefix(c.header.Get("Warning"), `299 - "`); ok {
+		registry.Warn(ctx, strings.TrimSuffix(text, `"`))
+	}
 	return referrers(found, artifactType), nil
 }
 

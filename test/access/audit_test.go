@@ -17,7 +17,7 @@ import (
 // trail reads the audit log.
 func (s *site) trail() (list []registry.AuditRecord) {
 	s.t.Helper()
-	raw, err := os.ReadFile(filepath.Join(s.dir, "data", "audit", "audit.log"))
+	raw, err := os.ReadFile(filepath.Join(s.data, "audit", "audit.log"))
 	if os.IsNotExist(err) {
 		return nil
 	}
@@ -56,7 +56,7 @@ func TestAudit(t *testing.T) {
 		s.ask(r)
 	}
 	var out any
-	must(t, module.Control(t.Context(), filepath.Join(s.dir, "data"), http.MethodPost, "/methods/gc", nil, &out))
+	must(t, module.Control(t.Context(), s.data, http.MethodPost, "/methods/gc", nil, &out))
 	want := []registry.AuditRecord{
 		{Category: registry.AuditConfiguration, Operation: "apply", Principal: "operator", Result: registry.AuditSuccess, From: filepath.Join(s.dir, "config.json")},
 		{Category: registry.AuditLogin, Operation: "signIn", Principal: "all", Result: registry.AuditSuccess, From: "127.0.0.1"},

@@ -90,6 +90,11 @@ func TestCVE(t *testing.T) {
 		"log injection":                           logInjection,      // CVE-2025-48374, CVE-2026-42507
 		"blob that is back after its delete":      backAfterDelete,   // CVE-2026-35172
 		"body that a check does not see":          oversizedBody,     // CVE-2024-41110, CVE-2026-34040
+		"signatures, rollback":                    rolledBack,        // CVE-2024-23332
+		"signatures, parse failure":               unreadSignature,   // CVE-2026-39395, CVE-2026-22703
+		"signatures, changed on the way":          sameBytes,         // CVE-2022-36056, CVE-2024-56138
+		"signatures, a disk that fails":           failingDisk,       // CVE-2024-51491
+		"signatures, parent away":                 unknownSignatures, // CVE-2024-51491
 		"duplicate credentials, first or second?": twoCredentials,
 		"modules older than their repairs":        oldModules, // CVE-2025-10543, CVE-2024-35255, CVE-2024-6104, CVE-2025-65637, CVE-2025-22870
 	} {
@@ -389,7 +394,7 @@ func exposed(t *testing.T) {
 			t.Errorf("%s answers on the service address", path)
 		}
 	}
-	must(t, filepath.WalkDir(filepath.Join(s.dir, "data"), func(p string, d fs.DirEntry, err error) error {
+	must(t, filepath.WalkDir(s.data, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -440,7 +445,7 @@ func logInjection(t *testing.T) {
 	s.ask(request{method: "GET", path: "/v2/", user: evil, password: "hunter2"})
 	var lines []string
 	s.until("the refusal is in the audit log", func() bool {
-		raw, err := os.ReadFile(filepath.Join(s.dir, "data", "audit", "audit.log"))
+		raw, err := os.ReadFile(filepath.Join(s.data, "audit", "audit.log"))
 		lines = strings.Split(strings.TrimSpace(string(raw)), "\n")
 		return err == nil && strings.Contains(string(raw), "there is no such token")
 	})
@@ -577,7 +582,7 @@ func TestBadLoginsSlowNobody(t *testing.T) {
 	if beside > 5*alone+5*time.Millisecond {
 		t.Errorf("a pull takes %v alone and %v beside bad logins", alone, beside)
 	}
-	raw, err := os.ReadFile(filepath.Join(s.dir, "data", "audit", "audit.log"))
+	raw, err := os.ReadFile(filepath.Join(s.data, "audit", "audit.log"))
 	must(t, err)
 	if lines := strings.Count(string(raw), "wrong password"); lines > 100 || lines < 10 {
 		t.Errorf("%d lines of the audit log for 1,000 bad logins, want them bounded", lines)

@@ -120,7 +120,7 @@ func TestSettingsMakeAWorkingChild(t *testing.T) {
 	})
 	for _, s := range []*site{upper, lower} {
 		var status registry.Status
-		must(t, module.Control(t.Context(), filepath.Join(s.dir, "data"), "GET", "/status", nil, &status))
+		must(t, module.Control(t.Context(), s.data, "GET", "/status", nil, &status))
 		if len(status.Configuration.Errors) > 0 {
 			t.Errorf("the patches make a document with errors: %v", status.Configuration.Errors)
 		}

@@ -77,7 +77,8 @@ func digest(text string) string {
 type site struct {
 	t    testing.TB
 	addr string
-	dir  string
+	dir  string // of the document
+	data string // volume
 	http *http.Client
 }
 
@@ -97,6 +98,7 @@ func start(t testing.TB, doc map[string]any, change func(*module.Options)) *site
 	if change != nil {
 		change(&o)
 	}
+	s.data = o.DataDir
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- module.Run(ctx, o) }()

@@ -139,7 +139,7 @@ func TestTokensFile(t *testing.T) {
 // status is what the operator is told; the zero value while nobody answers.
 func (s *site) status() (status registry.Status) {
 	s.t.Helper()
-	_ = module.Control(s.t.Context(), filepath.Join(s.dir, "data"), http.MethodGet, "/status", nil, &status)
+	_ = module.Control(s.t.Context(), s.data, http.MethodGet, "/status", nil, &status)
 	return status
 }
 
@@ -176,7 +176,7 @@ func TestDocumentCannotLowerSecurity(t *testing.T) {
 		s.until(what+" it is refused", func() bool {
 			return s.wrong("ParentConfiguration", "http needs consent on this machine")
 		})
-		_ = module.Control(t.Context(), filepath.Join(s.dir, "data"), http.MethodPost, "/methods/sync", nil, new(any)) // with nobody to ask
+		_ = module.Control(t.Context(), s.data, http.MethodPost, "/methods/sync", nil, new(any)) // with nobody to ask
 	}
 	if n := asked.Load(); n > 0 {
 		t.Errorf("the parent was asked %d times over http", n)
