@@ -91,6 +91,27 @@ func TestAwaitedTokens(t *testing.T) {
 	}
 }
 
+// TestSameWorkForEveryName: how long an answer takes tells nothing of which names there are (CVE-2023-20902). The password
+// is so long that whoever does not hash it is done at once.
+func TestSameWorkForEveryName(t *testing.T) {
+	a := newAuthenticator(auth.Options{})
+	long := strings.Repeat("x", 4<<20)
+	best := map[string]time.Duration{}
+	for _, name := range []string{"line-a", "disabled", "expired", "bare", "ghost", ""} {
+		best[name] = time.Hour
+		for range 5 {
+			began := time.Now()
+			a.Judge(name, long)
+			best[name] = min(best[name], time.Since(began))
+		}
+	}
+	for name, d := range best {
+		if d < best["line-a"]/4 {
+			t.Errorf("%q takes %v, a name that there is %v", name, d, best["line-a"])
+		}
+	}
+}
+
 func TestAuthenticate(t *testing.T) {
 	a := newAuthenticator(auth.Options{})
 	for _, tt := range []struct{ name, user, pass, wrong string }{
