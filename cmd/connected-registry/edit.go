@@ -128,6 +128,8 @@ func updateCommand(e *editor) *cobra.Command {
 	f.StringArrayVar(&notifications[0], "add-notifications", nil, "patterns of what is told of, name[:tag][@digest]:action")
 	f.StringArrayVar(&notifications[1], "remove-notifications", nil, "patterns of what no longer is")
 	syncFlags(cmd, &want, &gcEnabled)
+	cmd.MarkFlagsOneRequired("add-client-tokens", "remove-client-tokens", "add-notifications", "remove-notifications",
+		"sync-schedule", "sync-window", "sync-message-ttl", "log-level", "gc-enabled", "gc-schedule")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return e.edit(cmd, *output, func(before hierarchy.Tree) (change, error) {
 			n, err := before.Get(*name)
@@ -416,9 +418,21 @@ func permissionsCommand() *cobra.Command {
 	name, output := nameFlag(update), outputFlag(update)
 	add := update.Flags().StringArray("add", nil, "repositories to add, between blanks or commas; may be repeated")
 	remove := update.Flags().StringArray("remove", nil, "repositories to remove")
+	update.MarkFlagsOneRequired("add", "remove")
 	update.RunE = func(cmd *cobra.Command, _ []string) error {
 		return e.edit(cmd, *output, func(before hierarchy.Tree) (change, error) {
+			n, err := before.Get(*name)
+			if err != nil {
+				return change{}, err
+			}
 			after, err := before.Update(*name, words(*add), words(*remove))
+			for _, repo := range words(*remove) {
+				if err == nil && !slices.ContainsFunc(n.Scope, func(line string) bool {
+					return strings.HasPrefix(line, "repositories/"+strings.ToLower(repo)+"/content/")
+				}) {
+					fmt.Fprintf(cmd.ErrOrStderr(), "'%s' does not sync %s; it is not removed.\n", n.Name, repo)
+				}
+			}
 			return change{tree: after}, err
 		})
 	}

@@ -136,6 +136,8 @@ func (o outcome) print(w io.Writer, output string) error {
 				fmt.Fprintf(t, "%s\t%s\n", row[0], row[1])
 			}
 		}
+	}
+	if o.Settings != nil && len(o.Patches) > 0 {
 		fmt.Fprintln(t)
 	}
 	if len(o.Patches) > 0 {
@@ -247,7 +249,7 @@ func (e *editor) edit(cmd *cobra.Command, output string, make func(before hierar
 		}
 		o.Settings, elsewhere = &s, made
 	}
-	o.Patches = append(hierarchy.Patches(before, c.tree), elsewhere...)
+	o.Patches = append(append([]hierarchy.Patch{}, hierarchy.Patches(before, c.tree)...), elsewhere...) // never null
 	e.nameCloud(before, c.tree, o.Patches)
 	notes(cmd.ErrOrStderr(), c, o.Patches)
 	if err := o.print(cmd.OutOrStdout(), output); err != nil {
@@ -306,7 +308,7 @@ func (e *editor) nameCloud(before, after hierarchy.Tree, patches []hierarchy.Pat
 
 // notes warns of what no twin can carry, and of what is not in the hands of this command.
 func notes(w io.Writer, c change, patches []hierarchy.Patch) {
-	if len(patches) == 0 {
+	if len(patches) == 0 && c.name == "" {
 		fmt.Fprintln(w, "Nothing changes in any twin.")
 	}
 	for _, p := range patches {

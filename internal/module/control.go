@@ -30,7 +30,7 @@ const maxStatus = 16 << 20
 func withSocket(dataDir string, do func(path string) error) error {
 	dir, err := os.Open(dataDir)
 	if err != nil {
-		return fmt.Errorf("data volume: %w", err)
+		return notRunning(dataDir, err)
 	}
 	defer dir.Close()
 	path := filepath.Join(dataDir, socketName)
@@ -38,6 +38,11 @@ func withSocket(dataDir string, do func(path string) error) error {
 		path = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketName)
 	}
 	return do(path)
+}
+
+// notRunning is why nobody answers, for a person who may be on another machine than the registry, or beside its container.
+func notRunning(dataDir string, err error) error {
+	return fmt.Errorf("no registry is running on the data volume %s: %w: ask where it runs, with docker exec for a container, or name its volume with --data-dir", dataDir, err)
 }
 
 // control serves the control socket. The data volume is locked by this process, so a socket that is there already is
@@ -97,7 +102,7 @@ func Control(ctx context.Context, dataDir, method, path string, in, out any) err
 		}
 		resp, err := client.Do(req)
 		if err != nil {
-			return fmt.Errorf("no registry is running on the data volume %s: %w", dataDir, errors.Unwrap(err))
+			return notRunning(dataDir, errors.Unwrap(err))
 		}
 		defer resp.Body.Close()
 		if resp.StatusCode/100 != 2 {

@@ -43,6 +43,35 @@ func merge(doc, patch map[string]any) {
 	}
 }
 
+// TestSettingsSayWhatIsMissing: who forgets half of a command, or asks for nothing, is told so.
+func TestSettingsSayWhatIsMissing(t *testing.T) {
+	tree := filepath.Join(t.TempDir(), "tree.json")
+	for _, tt := range []struct {
+		args string
+		ok   bool
+		says string
+	}{
+		{"settings create --name line5 --mode ReadWrite --repository acme/app --gateway-endpoint contoso.azurecr.io", true, "ParentGatewayEndpoint=contoso.azurecr.io"},
+		{"settings create --name line5 --repository acme/app --gateway-endpoint contoso.azurecr.io", false, "exists already"},
+		{"settings update --name line5", false, "at least one of the flags"},
+		{"settings get --name line5", true, "SYNC_TOKEN_USER"},
+		{"settings get --name line6", false, "could not be found"},
+		{"permissions update --name line5", false, "at least one of the flags"},
+		{"permissions update --name line5 --remove acme/none", true, "does not sync acme/none"},
+		{"permissions update --name line5 --add acme/app -o json", true, `"twinPatches": []`},
+		{"list --data-dir " + filepath.Dir(tree) + "/none", false, "no registry is running on the data volume"},
+	} {
+		args := strings.Fields(tt.args)
+		if args[0] != "list" {
+			args = append(args, "--hierarchy", tree)
+		}
+		out, err := exec.CommandContext(t.Context(), built(t), args...).CombinedOutput()
+		if (err == nil) != tt.ok || !strings.Contains(string(out), tt.says) {
+			t.Errorf("%s: %v\n%s", tt.args, err, out)
+		}
+	}
+}
+
 // TestSettingsMakeAWorkingChild: the connection string and the patches that the commands print are all that a child and
 // those above it need.
 func TestSettingsMakeAWorkingChild(t *testing.T) {
