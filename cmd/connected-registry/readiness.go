@@ -110,7 +110,7 @@ func deactivateCommand() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var s registry.Status
 		if err := module.Control(cmd.Context(), dataDir.Value.String(), "POST", "/methods/deactivate", map[string]string{"name": *name}, &s); err != nil {
-			return err
+			return plain(err)
 		}
 		if *name != "" {
 			fmt.Fprintf(cmd.OutOrStdout(), "%s is deactivated: the next instance that signs in with its sync token takes its place\n", *name)

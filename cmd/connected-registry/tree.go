@@ -109,7 +109,7 @@ func listTokensCommand() *cobra.Command {
 			var page module.TokenPage
 			ask := map[string]any{"name": *name, "after": after, "limit": registry.MaxPage}
 			if err := module.Control(cmd.Context(), *dataDir, "POST", "/methods/listClientTokens", ask, &page); err != nil {
-				return err
+				return plain(err)
 			}
 			list = append(list, page.ClientTokens...)
 			after, more = page.After, page.After != ""

@@ -143,7 +143,9 @@ type TokenPage struct {
 
 // methodListClientTokens returns a page of the client tokens that work here, or, with {"name": ...}, of those that are
 // handed down to a connected registry below: {"name": "", "after": "token", "limit": 100}.
-func (m *Module) methodListClientTokens(_ context.Context, payload []byte) (any, error) {
+//
+// Errors: NAME_UNKNOWN for a name that neither the configuration nor the tree below has.
+func (m *Module) methodListClientTokens(ctx context.Context, payload []byte) (any, error) {
 	req := struct {
 		paging
 		Name string `json:"name"`
@@ -157,6 +159,9 @@ func (m *Module) methodListClientTokens(_ context.Context, payload []byte) (any,
 	origins := []string{"document", "file"} // and all others come from above
 	if req.Name != "" && !strings.EqualFold(req.Name, m.name) {
 		sources, origins = m.Relay([]string{strings.ToLower(req.Name)}).Registries[strings.ToLower(req.Name)], nil
+		if sources == nil && !m.knows(ctx, req.Name) {
+			return nil, registry.ErrNameUnknown.WithMessage("the connected registry %q could not be found below this one", req.Name)
+		}
 	}
 	states := map[string]TokenState{}
 	for i, source := range sources {
@@ -180,6 +185,14 @@ func (m *Module) methodListClientTokens(_ context.Context, payload []byte) (any,
 		return nil, err
 	}
 	return out, nil
+}
+
+// knows reports whether a registry of that name is configured or was seen below.
+func (m *Module) knows(ctx context.Context, name string) bool {
+	m.mu.Lock()
+	_, configured := m.config.Children[strings.ToLower(name)]
+	m.mu.Unlock()
+	return configured || slices.ContainsFunc(m.tree(ctx), func(n registry.TreeNode) bool { return strings.EqualFold(n.Name, name) })
 }
 
 func (m *Module) tokenState(name, from string, t registry.ClientToken) TokenState {
