@@ -260,7 +260,8 @@ func (q *outboxTx) put(seq uint64, row outboxRow) error {
 		delta.add(old, -1)
 	}
 	delta.add(row, 1)
-	delta.woken = delta.woken || row.underWay() && !(had && old.underWay())
+	delta.woken = delta.woken || row.underWay() && !(had && old.underWay()) ||
+		had && old.state == stateDelivered && row.state == stateWaiting && row.next == 0
 	tags := row.tags
 	if row.tag != "" {
 		tags = []baseTag{{tag: row.tag}}

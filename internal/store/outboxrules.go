@@ -15,7 +15,7 @@ import (
 //
 //	push of tag t to d    replaces what the queue has about t; a push of t to another manifest stays as a push of that
 //	                      manifest by its digest, under its number, for it was acknowledged. The same push again
-//	                      changes nothing, and makes a row wait again that was expired or refused.
+//	                      changes nothing, and makes a row wait again that was delivered, expired or refused.
 //	push of d by digest   adds nothing when a push of d is queued.
 //	either of them        ends a queued delete of d: of that stays what it would have done to the tags, as untags.
 //	untag of t            replaces what the queue has about t in the same way, and always adds an untag: whether an
@@ -180,10 +180,11 @@ func (q *outboxTx) replace(r *repoTx, tag string, d registry.Digest) (done bool,
 	return false, base, q.put(seq, row)
 }
 
-// revive makes a row wait that is expired or refused.
+// revive makes a row wait that is expired or refused, or that the parent has answered for: somebody else may have moved the
+// tag there meanwhile, and this is the newer push.
 func (q *outboxTx) revive(seq uint64) error {
 	row, ok := q.row(seq)
-	if !ok || row.underWay() {
+	if !ok || row.state == stateWaiting {
 		return nil
 	}
 	row.wait(q.t.now)

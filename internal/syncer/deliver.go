@@ -92,6 +92,9 @@ func (d *delivery) push(ctx context.Context) error {
 		there = have == e.Digest
 	}
 	if there && e.State == registry.OutboxDelivered && !d.ours(at) {
+		if d.set.Conflict == registry.ParentWins && e.Put != e.Digest {
+			return d.lost(ctx, e.Digest, at)
+		}
 		if err := d.refer(ctx); err != nil {
 			return err
 		}
@@ -111,8 +114,16 @@ func (d *delivery) push(ctx context.Context) error {
 			return err
 		}
 	}
-	if lost {
+	if lost && !d.forgetful() {
 		return d.lost(ctx, e.Digest, at)
+	}
+	if lost && e.Put == e.Digest { // it is not what we put there that was moved
+		d.e.Put = ""
+		if ok, err := d.c.outbox.OutboxAttempt(ctx, d.e, false); err != nil {
+			return local(err)
+		} else if !ok {
+			return errSuperseded
+		}
 	}
 	return d.sure(ctx)
 }

@@ -130,26 +130,48 @@ func count[T any](list []T, is func(T) bool) (n int) {
 	return n
 }
 
-// ownLoad reads what an earlier process kept. An attempt of it that did not end may have been sent.
-func (c *climber) ownLoad(ctx context.Context) {
-	c.own.mu.Lock()
-	if raw, err := c.s.store.Document(ctx, ownDocument); err == nil && raw != nil {
-		_ = json.Unmarshal(raw, &c.own.list) // what cannot be read is none
-	}
-	c.own.mu.Unlock()
-	set, _ := c.s.snapshot()
-	var more []own
+// meets prepares for a parent that this process sends to from now on. An attempt of an earlier process that did not end may
+// have been sent; what another parent has answered for says nothing of this one.
+func (c *climber) meets(ctx context.Context, parent string) error {
+	now := c.s.o.Clock.Now()
+	var late []own
+	var again []registry.OutboxEntry
 	err := c.each(ctx, func(e registry.OutboxEntry) {
-		if e.State == registry.OutboxWaiting && e.Tag != "" && e.Put != "" {
-			more = append(more, own{Parent: set.ParentName, Repository: e.Repository, Tag: e.Tag, Digest: e.Put, Until: c.s.o.Clock.Now().Add(c.s.o.LateAfter)})
+		switch {
+		case c.parent == "" && e.State == registry.OutboxWaiting && e.Tag != "" && e.Put != "" && c.s.o.LateAfter >= 0:
+			late = append(late, own{Parent: parent, Repository: e.Repository, Tag: e.Tag, Digest: e.Put, Until: now.Add(c.s.o.LateAfter)})
+		case c.parent != "" && e.State == registry.OutboxDelivered:
+			e.State, e.NextAttempt = registry.OutboxWaiting, time.Time{}
+			again = append(again, e)
 		}
 	})
-	if err == nil && len(more) > 0 && c.s.o.LateAfter >= 0 {
-		err = c.ownChange(ctx, func(own) bool { return false }, more...)
+	if err == nil && c.parent == "" {
+		err = c.ownLoad(ctx, late)
 	}
+	for _, e := range again {
+		if err == nil {
+			err = c.outbox.OutboxNote(ctx, e)
+		}
+	}
+	if err == nil {
+		c.parent = parent
+	}
+	return err
+}
+
+// ownLoad reads what an earlier process kept, and adds what it left behind.
+func (c *climber) ownLoad(ctx context.Context, late []own) error {
+	raw, err := c.s.store.Document(ctx, ownDocument)
 	if err != nil {
-		c.s.o.Logger.Warn("what may yet arrive at the parent cannot be kept", "error", err)
+		return err
 	}
+	c.own.mu.Lock()
+	_ = json.Unmarshal(raw, &c.own.list) // what cannot be read is none
+	c.own.mu.Unlock()
+	if len(late) == 0 {
+		return nil
+	}
+	return c.ownChange(ctx, func(own) bool { return false }, late...)
 }
 
 // write makes a request that changes the parent. One of which no answer came is remembered: it may arrive later.

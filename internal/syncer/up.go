@@ -56,6 +56,7 @@ type climber struct {
 	had      map[registry.Digest]string // where the parent has a blob, as far as seen
 	sessions sessions
 	own      owns
+	parent   string // that entries were sent to by this process; of Climb alone
 	told     []registry.OutboxConflict
 	index    *queueIndex
 
@@ -135,6 +136,9 @@ func (c *climber) pass(ctx context.Context, set Settings, kicked, resettled <-ch
 	now := c.s.o.Clock.Now()
 	c.expire(ctx, set, now)
 	status, err := c.outbox.OutboxStatus(ctx)
+	if err == nil && set.ParentName != "" && c.parent != set.ParentName {
+		err = c.meets(ctx, set.ParentName)
+	}
 	p, ok := set.Parent.(Pusher)
 	if err != nil || !ok || status.Pending == 0 {
 		return lookAgain

@@ -125,6 +125,95 @@ func parentLosesPower(t *testing.T, had map[string]registrytest.Image, img regis
 	}
 }
 
+// TestParentForgetsWhatLost has a parent keep its tag, and lose with its power what was put there by its digest.
+func TestParentForgetsWhatLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newParent()
+		theirs, ours := registrytest.NewImage(1, 10), registrytest.NewImage(2, 10)
+		set := climbing(t, p, "app")
+		set.Conflict = registry.ParentWins
+		f := newFloor(t, set, syncer.Options{}, true)
+		before := func() {
+			p.set(func(p *parent) { p.Registry = registrytest.NewMemory() })
+			push(t, p, "app", "v", theirs)
+		}
+		for range 3 {
+			before()
+			f.push("v", ours) // before it has heard of theirs
+			time.Sleep(time.Minute - time.Second)
+			synctest.Wait()
+		}
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		if here, there := stands(t, f.store, "v"), stands(t, p.Registry, "v"); here != theirs.Digest || there != theirs.Digest || len(f.entries()) != 0 {
+			t.Errorf("the tag is %q here and %q there, want %q; the outbox: %+v", here, there, theirs.Digest, f.entries())
+		}
+		if _, err := p.Registry.ResolveManifest(t.Context(), "app", registry.DigestReference(ours.Digest)); err != nil {
+			t.Errorf("what lost: %v", err)
+		}
+		var s registry.Status
+		if f.Describe(&s); len(s.Outbox.Conflicts) != 1 || !s.Outbox.Conflicts[0].ParentWins {
+			t.Errorf("conflicts %+v", s.Outbox.Conflicts)
+		}
+	})
+}
+
+// TestPushedAgain has somebody else move a tag at the parent after it took ours, and a client push ours again before the
+// parent is asked once more: that is the newer push.
+func TestPushedAgain(t *testing.T) {
+	ours, theirs := registrytest.NewImage(1, 10), registrytest.NewImage(2, 10)
+	for conflict, want := range map[registry.Conflict]registry.Digest{registry.NewestWins: ours.Digest, registry.ParentWins: theirs.Digest} {
+		t.Run(string(conflict), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newParent()
+				set := climbing(t, p, "app")
+				set.Conflict = conflict
+				f := newFloor(t, set, syncer.Options{}, true)
+				f.push("v", ours)
+				time.Sleep(20 * time.Second)
+				push(t, p, "app", "v", theirs)
+				time.Sleep(20 * time.Second)
+				f.push("v", ours)
+				time.Sleep(5 * time.Minute)
+				synctest.Wait()
+				if here, there := stands(t, f.store, "v"), stands(t, p.Registry, "v"); here != want || there != want || len(f.entries()) != 0 {
+					t.Errorf("the tag is %q here and %q there, want %q; the outbox: %+v", here, there, want, f.entries())
+				}
+				var s registry.Status
+				if f.Describe(&s); len(s.Outbox.Conflicts) != 1 {
+					t.Errorf("conflicts %+v", s.Outbox.Conflicts)
+				}
+			})
+		})
+	}
+}
+
+// TestOtherParent gives another parent before the first was asked once more for what it answered for: the other one is told
+// of it, and that the tag stands elsewhere there.
+func TestOtherParent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := registrytest.NewImage(1, 10), registrytest.NewImage(2, 10)
+		p, other := newParent(), newParent()
+		push(t, other, "app", "v", theirs)
+		push(t, other, "app", "w", ours)
+		set := climbing(t, p, "app")
+		f := newFloor(t, set, syncer.Options{}, true)
+		f.push("v", ours)
+		time.Sleep(20 * time.Second)
+		set.Parent, set.ParentName = other, "other"
+		f.Update(set)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		if at := stands(t, other.Registry, "v"); at != ours.Digest || len(f.entries()) != 0 {
+			t.Errorf("the tag is %q there, want %q; the outbox: %+v", at, ours.Digest, f.entries())
+		}
+		var s registry.Status
+		if f.Describe(&s); len(s.Outbox.Conflicts) != 1 {
+			t.Errorf("conflicts %+v", s.Outbox.Conflicts)
+		}
+	})
+}
+
 // TestParentForgets has a parent answer for a move of a tag and lose it with its power, and a client change the tag again
 // before the parent is asked once more. Nothing that the client took away comes back, nobody else is said to have moved the
 // tag, and both sides end with what the client wanted.

@@ -137,7 +137,6 @@ func (c *climber) load(ctx context.Context) {
 		_ = json.Unmarshal(raw, &c.told)
 		c.mu.Unlock()
 	}
-	c.ownLoad(ctx)
 	if list, err := c.outbox.OutboxEntries(ctx, 0, 1); err == nil && len(list) > 0 {
 		_ = c.resync(ctx) // the index is read-only: nothing is written then, this either
 	}

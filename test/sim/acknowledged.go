@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -150,12 +151,38 @@ func (w *world) has(repo, digest string) bool {
 	return ok
 }
 
+// strangers looks for conflicts that were told of a tag that nobody moved but the clients of one place.
+func (w *world) strangers() {
+	for i, l := range w.layers {
+		var told []registry.OutboxConflict
+		raw, err := l.content().Document(context.Background(), "sync/conflicts")
+		if err == nil && raw != nil {
+			err = json.Unmarshal(raw, &told)
+		}
+		if err != nil {
+			w.failf("the conflicts of %s: %v", l.name, err)
+		}
+		now := map[registry.OutboxConflict]bool{}
+		for _, c := range told {
+			now[c] = true
+			x := w.writes[c.Repository+":"+c.Tag]
+			if w.conflicts[i][c] || w.configured || w.mixed[c.Repository] || x != nil && x.others || !l.rules().MatchTag(c.Repository, c.Tag) {
+				continue
+			}
+			w.failf("%s says that somebody else moved %s:%s: %+v", l.name, c.Repository, c.Tag, c)
+		}
+		w.conflicts[i] = now
+	}
+}
+
 // decided compares the tags of the cloud with what was last pushed, where only one place pushed, and begins anew.
 func (w *world) decided(cloud map[string]map[string]registry.Digest) {
 	for _, name := range slices.Sorted(maps.Keys(w.writes)) {
 		repo, tag, _ := strings.Cut(name, ":")
 		x := w.writes[name]
-		if now := cloud[repo][tag]; !x.others && !w.mixed[repo] && !slices.Contains(x.either, now) {
+		// A layer that has never heard of a tag of the parent leaves it to the parent, where that wins.
+		left := w.plan.parentWins && x.place > 0 && (w.configured || !w.reaches(x.place-1, repo, tag))
+		if now := cloud[repo][tag]; !x.others && !w.mixed[repo] && !left && !slices.Contains(x.either, now) {
 			w.failf("%s was last changed at place %d to %v, and all agree on %q", name, x.place, x.either, now)
 		}
 	}
@@ -164,11 +191,12 @@ func (w *world) decided(cloud map[string]map[string]registry.Digest) {
 			w.failf("%s was deleted at a layer, and the cloud has it", name)
 		}
 	}
+	w.strangers()
 	clear(w.removed)
 	clear(w.pushedNow)
 	clear(w.writes)
 	clear(w.mixed)
-	clear(w.gone)
+	w.configured = false
 	clear(w.agreed)
 	for _, at := range w.pushedAt { // nothing is on its way any more that could bring an old value back
 		clear(at)

@@ -20,6 +20,7 @@
 //   - Whatever a tag points at is complete, has the right bytes, and was pushed to that tag by somebody.
 //   - What is here is served within a second, whatever the links do. Nobody waits for an answer for ever.
 //   - When all is mended, each layer has what its parent has, within a bound of simulated time.
+//   - Then no conflict was told of a tag that clients of one place alone moved.
 //   - Then nothing is called pushed that no queue tells the parent of, and what was deleted at a layer is not in the cloud.
 //   - Each link carries each blob once; again what was removed meanwhile, or was on its way when something broke.
 //
@@ -39,6 +40,10 @@
 //	a sync settles what the parent may yet lose                   kept plans 292 822 942
 //	a parent that lost a tag alone is taken for one who moved it  kept plans 364 409
 //	a cursor is kept over one that was dropped                    kept plan 262
+//	a parent returns to before two pushes, taken for another's    kept plans parent-cut-twice, parent-cut-twice-newest
+//	a request that arrives late is taken for another's            149; kept plans late-put, late-put-layers
+//	what a layer has from above counts as delivered to it         kept plan pushed-again-after-delete
+//	what lost a conflict counts as delivered at once              101; kept plan conflict-lost-with-power
 //
 // It does not see a row of the index before its file has its name, since the log brings small content back, nor a push whose
 // entry of the queue is written in a transaction of its own: each start queues what was pushed and is in no queue. The
@@ -52,6 +57,9 @@
 // soon"). Of 80 plans that were run twice, one had another result in one step for that reason.
 //
 // # What is not simulated
+//
+// A host that sends for hours what it was given for a connection that is closed: what is late is so for 25 minutes at most,
+// and is lost when the wall clock of its sender jumps, which says for how long it may be on its way.
 //
 // A disk that is slow: whoever waits for a lock waits outside of what a bubble knows of, and its time would stand still.
 // Bytes that change on their way or at rest: the links of the simulation have no TLS, and rot is the store's own tests'.

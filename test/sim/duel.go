@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,26 +60,67 @@ func (w *world) build(s step) string {
 
 // parentCut is a push, and a loss of power of the parent as soon as it has answered for it.
 func (w *world) parentCut(s step) string {
+	return w.pushThrough(s) + ", " + w.cutAbove(s)
+}
+
+// parentCutTwice is two pushes of a tag, and a loss of power of the parent that may take both.
+func (w *world) parentCutTwice(s step) string {
+	result := w.pushThrough(s)
+	s.image++
+	return result + ", " + w.pushThrough(s) + ", " + w.cutAbove(s)
+}
+
+// pushThrough is a push, and a wait until the parent has answered for it.
+func (w *world) pushThrough(s step) string {
 	result := w.push(s)
-	l, repo, tag := w.layers[s.layer], repositories[s.repo], tags[s.tag]
 	for range 100 {
-		list := []registry.OutboxEntry{}
-		if c := l.content(); l.isReady() && c != nil {
-			list, _ = queue(c) // a layer that ends meanwhile waits no more
-		}
-		waits := false
-		for _, e := range list {
-			waits = waits || e.Repository == repo && e.Tag == tag && e.State == registry.OutboxWaiting
-		}
-		if !waits {
+		if !w.waits(s) {
 			break
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	return result
+}
+
+// waits reports whether the parent of a layer has yet to answer for a tag.
+func (w *world) waits(s step) bool {
+	l, repo, tag := w.layers[s.layer], repositories[s.repo], tags[s.tag]
+	list := []registry.OutboxEntry{}
+	if c := l.content(); l.isReady() && c != nil {
+		list, _ = queue(c) // a layer that ends meanwhile waits no more
+	}
+	return slices.ContainsFunc(list, func(e registry.OutboxEntry) bool {
+		return e.Repository == repo && e.Tag == tag && e.State == registry.OutboxWaiting
+	})
+}
+
+// cutAbove cuts the power of the parent of a layer.
+func (w *world) cutAbove(s step) string {
 	above := w.plan.above(s.layer)
 	if above < 0 {
-		return result + ", " + w.cloudCut(s)
+		return w.cloudCut(s)
 	}
 	s.layer, s.n = above, 1
-	return fmt.Sprintf("%s, %s of %s", result, w.crash(s), w.layers[above].name)
+	return fmt.Sprintf("%s of %s", w.crash(s), w.layers[above].name)
+}
+
+// latePut is two pushes of a tag. What the layer sends of the first arrives at its parent when the layer has given that up,
+// and maybe when the second went through.
+func (w *world) latePut(s step) string {
+	l := w.layers[s.layer]
+	w.events[s.layer]++
+	hold := []time.Duration{50 * time.Second, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute}[s.n%4]
+	w.net.change(l.name, l.parent, func(k *link) { k.hold = hold })
+	result := w.push(s)
+	given := false
+	for range 90 {
+		armed, late := w.net.isHeld(l.name, l.parent)
+		if given = late; late || armed && !w.waits(s) {
+			break
+		}
+		time.Sleep(time.Second)
+	}
+	w.net.change(l.name, l.parent, func(k *link) { k.hold = 0 })
+	s.image++
+	return fmt.Sprintf("%s, given up %v, arrives after %v, %s", result, given, hold, w.push(s))
 }

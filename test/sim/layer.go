@@ -28,19 +28,20 @@ type layer struct {
 	seed         uint64
 	log          *slog.Logger
 
-	mode    registry.Mode
-	scope   string
-	cron    string
-	round   time.Duration // between two iterations at most, while nothing is wrong
-	pull    bool
-	down    int // steps until it is started again
-	starts  uint64
-	skew    time.Duration // of the wall clock
-	skewMu  sync.Mutex
-	source  *source
-	mu      sync.Mutex
-	store   *store.Store
-	running *process // nil when it does not run
+	mode       registry.Mode
+	scope      string
+	cron       string
+	round      time.Duration // between two iterations at most, while nothing is wrong
+	pull       bool
+	parentWins bool
+	down       int // steps until it is started again
+	starts     uint64
+	skew       time.Duration // of the wall clock
+	skewMu     sync.Mutex
+	source     *source
+	mu         sync.Mutex
+	store      *store.Store
+	running    *process // nil when it does not run
 
 	sound map[registry.Digest]bool // read and hashed, since the start
 }
@@ -121,6 +122,9 @@ func (l *layer) configure() {
 	}
 	if l.parent != "" {
 		sync := map[string]any{"schedule": l.cron, "messageTtl": "P90D"}
+		if l.parentWins {
+			sync["conflict"] = registry.ParentWins
+		}
 		if l.cron != "* * * * *" {
 			sync["syncWindow"] = "PT1H"
 		}

@@ -25,6 +25,7 @@ type link struct {
 	cutBy    error        // what it breaks with; nil is an early end
 	busy     [2]time.Time // until when each direction sends what it was given
 	moved    chan struct{}
+	hold     time.Duration // the next manifest that is put under a tag arrives so much later; 0 for none
 
 	faults int // times that it was broken
 	down   int64
@@ -63,6 +64,28 @@ func (n *network) reset(from, to string, by error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.breakLink(n.link(from, to), by)
+}
+
+// isHeld reports whether a link is to hold a manifest, and whether one is on its way that nobody waits for any more.
+func (n *network) isHeld(from, to string) (armed, late bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for p := range n.conns {
+		h := &p.half[up]
+		late = late || p.late && h.ended && len(h.queue) > 0 && (from == "" || p.from == from && p.to == to)
+	}
+	return from != "" && n.link(from, to).hold > 0, late
+}
+
+// dropLate loses what a host sent and does not wait for any more.
+func (n *network) dropLate(from string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for p := range n.conns {
+		if p.late && p.from == from {
+			p.fail(syscall.ECONNRESET)
+		}
+	}
 }
 
 func (n *network) breakLink(l *link, by error) {
@@ -111,6 +134,9 @@ func (c *conn) note(p []byte) {
 	}
 	if method == "PUT" && strings.Contains(path, "/manifests/") {
 		l.puts[path]++
+		if l.hold > 0 && !strings.Contains(path, "/sha256:") {
+			c.half[up].last, c.late, l.hold = time.Now().Add(l.hold), true, 0
+		}
 	}
 	if _, digest, is := strings.Cut(path, "digest=sha256"); is && method == "PUT" {
 		l.puts["sha256:"+strings.TrimLeft(digest, ":%3A")]++

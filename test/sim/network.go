@@ -16,6 +16,9 @@ import (
 // window is how many bytes of one direction of a connection may be on their way, as a socket's buffers bound it.
 const window = 64 << 10
 
+// persistence is for how long a system goes on to send what it was given.
+const persistence = 15 * time.Minute
+
 // packet bounds what arrives at once.
 const packet = 8 << 10
 
@@ -183,6 +186,7 @@ type pair struct {
 	half     [2]half
 	err      error  // both ends fail with it
 	blob     string // digest of the blob that was asked for last
+	late     bool   // a request on it was held
 }
 
 // half is one direction.
@@ -280,6 +284,10 @@ func (c *conn) take(h *half, p []byte, now time.Time) (n int, wait time.Time, er
 	s := &h.queue[0]
 	if now.Before(s.at) {
 		return 0, earlier(wait, s.at), nil
+	}
+	if now.Sub(s.at) > persistence {
+		c.fail(syscall.ETIMEDOUT)
+		return 0, wait, c.opError("read", os.NewSyscallError("read", c.err))
 	}
 	n = copy(p, s.data)
 	s.data = s.data[n:]

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
@@ -13,15 +14,16 @@ const layers = 3
 
 // plan is all that happens in a run: a pure function of its seed.
 type plan struct {
-	seed      uint64
-	connected bool // the cloud is a registry of our own kind, else one that nobody of this project wrote
-	quiet     bool // nothing breaks: then the links have to carry each byte once
-	fork      bool // the two lowest layers are both below the highest one: two floors of one building
-	writers   int  // so many layers from the top are ReadWrite
-	scope     [layers]int
-	cron      [layers]int
-	pull      bool
-	steps     []step
+	seed       uint64
+	connected  bool // the cloud is a registry of our own kind, else one that nobody of this project wrote
+	quiet      bool // nothing breaks: then the links have to carry each byte once
+	fork       bool // the two lowest layers are both below the highest one: two floors of one building
+	writers    int  // so many layers from the top are ReadWrite
+	scope      [layers]int
+	cron       [layers]int
+	pull       bool
+	parentWins bool // a tag that moved at the parent as well stays there, at every layer
+	steps      []step
 }
 
 // step is one thing that happens. What it means beyond its kind is in the kind.
@@ -109,7 +111,24 @@ func newPlan(seed uint64) plan {
 		}
 		p.steps = append(p.steps, s)
 	}
+	p.add(rand.New(rand.NewPCG(seed, 0x1a7e)))
 	return p
+}
+
+// add adds what came later to a plan, from chances of its own: the plans of the seeds stay what they were, but for that.
+func (p *plan) add(chance *rand.Rand) {
+	p.parentWins = chance.IntN(3) == 0
+	for _, k := range laterKinds {
+		if p.quiet || chance.IntN(4) != 0 {
+			continue
+		}
+		s := step{
+			kind: k, pause: time.Duration(chance.IntN(40000)) * time.Millisecond, layer: chance.IntN(max(p.writers, 1)),
+			repo: chance.IntN(len(repositories)), tag: chance.IntN(len(tags)), image: chance.IntN(60), n: chance.IntN(1000),
+		}
+		at := 4 + chance.IntN(len(p.steps)-4)
+		p.steps = slices.Insert(p.steps, at, s)
+	}
 }
 
 // above is the parent of a layer; -1 is the cloud.

@@ -56,6 +56,9 @@ func (w *world) heal() {
 // cloud has.
 func (w *world) difference() (map[string]map[string]registry.Digest, string) {
 	cloud := map[string]map[string]registry.Digest{}
+	if _, late := w.net.isHeld("", ""); late {
+		return nil, "a request is still on its way"
+	}
 	for i, l := range w.layers {
 		if list, err := queue(l.content()); err != nil || len(list) > 0 {
 			return nil, fmt.Sprintf("%s has %d changes for its parent: %+v %v", w.layers[i].name, len(list), list, err)

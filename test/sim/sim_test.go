@@ -184,6 +184,7 @@ type savedPlan struct {
 	Writers          int
 	Scope, Cron      [layers]int
 	Pull             bool
+	ParentWins       bool `json:",omitempty"`
 	Steps            []savedStep
 }
 
@@ -194,7 +195,7 @@ type savedStep struct {
 }
 
 func (p plan) write(name string) error {
-	s := savedPlan{Seed: p.seed, Connected: p.connected, Quiet: p.quiet, Fork: p.fork, Writers: p.writers, Scope: p.scope, Cron: p.cron, Pull: p.pull}
+	s := savedPlan{Seed: p.seed, Connected: p.connected, Quiet: p.quiet, Fork: p.fork, Writers: p.writers, Scope: p.scope, Cron: p.cron, Pull: p.pull, ParentWins: p.parentWins}
 	for _, x := range p.steps {
 		s.Steps = append(s.Steps, savedStep{x.kind.name, x.pause, x.layer, x.repo, x.tag, x.image, x.n})
 	}
@@ -217,10 +218,10 @@ func readPlan(name string) (plan, error) {
 	if err := json.Unmarshal(body, &s); err != nil {
 		return plan{}, err
 	}
-	p := plan{seed: s.Seed, connected: s.Connected, quiet: s.Quiet, fork: s.Fork, writers: s.Writers, scope: s.Scope, cron: s.Cron, pull: s.Pull}
+	p := plan{seed: s.Seed, connected: s.Connected, quiet: s.Quiet, fork: s.Fork, writers: s.Writers, scope: s.Scope, cron: s.Cron, pull: s.Pull, parentWins: s.ParentWins}
 	for _, x := range s.Steps {
 		var k *kind
-		for _, known := range kinds {
+		for _, known := range slices.Concat(kinds, laterKinds) {
 			if known.name == x.Kind {
 				k = known
 			}

@@ -49,6 +49,12 @@ var kinds = []*kind{
 	{name: "cut up", weight: 4, layer: true, fault: true, do: func(w *world, s step) string { return w.cut(s, up) }},
 }
 
+// laterKinds are put into plans that were made without them.
+var laterKinds = []*kind{
+	{name: "late put", fault: true, layer: true, content: true, do: (*world).latePut},
+	{name: "parent cut twice", fault: true, layer: true, content: true, do: (*world).parentCutTwice},
+}
+
 // cloudPush gives a tag of the cloud another image.
 func (w *world) cloudPush(s step) string {
 	repo, tag := repositories[s.repo], tags[s.tag]
@@ -178,10 +184,7 @@ func (w *world) pushed(s step, a artifact, v verdict, err error) string {
 			w.failf("%s is ReadOnly and took a push of %s:%s", l.name, repo, tag)
 		}
 		own.tags[repo+":"+tag] = []registry.Digest{a.root()}
-		// What the parent has is delivered, also where the parent has yet to hear that it was deleted above it.
-		if name := repo + "@" + a.root().String(); !w.gone[name] {
-			own.manifests[name] = true
-		}
+		own.manifests[repo+"@"+a.root().String()] = true
 		w.wrote(s.layer+1, repo, tag, a.root())
 		w.pushes[s.layer][repo+"/manifests/"+tag]++
 	case unknown:
@@ -213,7 +216,7 @@ func (w *world) slowPush(s step) string {
 		if s.n%8 == 0 {
 			time.Sleep(wait)
 		} else {
-			l.jump(wait)
+			w.jump(l, wait)
 		}
 	}
 	w.method(l, "gc")
@@ -271,7 +274,7 @@ func (w *world) remove(s step) string {
 // deleted forgets a manifest that somebody deleted somewhere: when and where else it goes depends on who hears of it
 // first.
 func (w *world) deleted(repo string, d registry.Digest) {
-	w.mixed[repo], w.gone[repo+"@"+d.String()], w.deletes = true, true, w.deletes+1
+	w.mixed[repo], w.deletes = true, w.deletes+1
 	delete(w.atCloud, repo+"@"+d.String())
 	for _, own := range w.own {
 		delete(own.manifests, repo+"@"+d.String())
@@ -328,6 +331,7 @@ func (w *world) pass(s step) string {
 func (w *world) configure(s step) string {
 	l := w.layers[s.layer]
 	w.events[s.layer]++
+	w.configured = true
 	switch s.n % 4 {
 	case 0:
 		l.scope = scopes[s.n/4%len(scopes)]
@@ -361,8 +365,14 @@ func (w *world) clock(s step) string {
 		}
 		d = -d
 	}
-	l.jump(d)
+	w.jump(l, d)
 	return d.String()
+}
+
+// jump sets a clock. By it a layer knows for how long a request of its own may be on its way: none is.
+func (w *world) jump(l *layer, d time.Duration) {
+	w.net.dropLate(l.name)
+	l.jump(d)
 }
 
 // stop ends a layer as SIGTERM does, for some steps.

@@ -32,8 +32,10 @@ type world struct {
 	atCloud  map[string]bool                                 // by repository@digest: seen there
 	writes   map[string]*writes                              // by repository:tag: since all agreed the last time
 	mixed    map[string]bool                                 // repositories in which somebody deleted since then
-	gone     map[string]bool                                 // by repository@digest: deleted by somebody since then
 	agreed   map[string]registry.Digest
+
+	configured bool                                     // some layer, since all agreed the last time
+	conflicts  [layers]map[registry.OutboxConflict]bool // that were told before that
 
 	pushedNow map[string]bool // by repository@digest: by somebody since all agreed the last time
 	removed   map[string]bool // deleted at a layer since then, and not pushed since then
@@ -88,7 +90,7 @@ func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, 
 	w := &world{
 		plan: p, net: newNetwork(), content: newContent(p.seed), began: time.Now(), close: func() {},
 		history: map[string]map[registry.Digest]bool{}, atCloud: map[string]bool{},
-		writes: map[string]*writes{}, mixed: map[string]bool{}, gone: map[string]bool{}, pushedNow: map[string]bool{}, removed: map[string]bool{}, agreed: map[string]registry.Digest{},
+		writes: map[string]*writes{}, mixed: map[string]bool{}, pushedNow: map[string]bool{}, removed: map[string]bool{}, agreed: map[string]registry.Digest{},
 		about: map[string][]registry.Digest{}, blobs: map[registry.Digest]int{},
 	}
 	for i := range w.pushedAt {
@@ -108,6 +110,7 @@ func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, 
 			l.parent = w.layers[j].name
 		}
 		l.mode, l.scope, l.cron, l.round, l.pull = p.mode(i), scopes[p.scope[i]], crons[p.cron[i]], rounds[p.cron[i]], p.pull
+		l.parentWins = p.parentWins
 		l.configure()
 		w.own[i] = &acknowledged{manifests: map[string]bool{}, tags: map[string][]registry.Digest{}}
 		w.pushes[i] = map[string]int{}
