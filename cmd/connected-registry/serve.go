@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
 
@@ -47,6 +48,10 @@ func serveCommand() *cobra.Command {
 		if os.Getenv("GOGC") == "" {
 			debug.SetGCPercent(gcPercent)
 		}
+		o.Processors = runtime.GOMAXPROCS(0)
+		if os.Getenv("GOMAXPROCS") == "" {
+			runtime.GOMAXPROCS(o.Processors + inDisk)
+		}
 		// What the start needed and nobody needs again (patterns, flags, recovery) is below what the collector starts at, so
 		// that a registry at rest would keep it.
 		o.Rest = debug.FreeOSMemory
@@ -59,6 +64,10 @@ func serveCommand() *cobra.Command {
 // gcPercent lets the heap grow to 8 MiB before it is collected. A registry has 2 MiB that live, so that at Go's 100 small
 // requests are followed by a collection each 2 MiB: a tenth of what they cost.
 const gcPercent = 200
+
+// inDisk is how many more goroutines may run than there are processors. The runtime counts who waits for the disk as
+// running for up to 10 ms, and on two processors two transfers that sync leave nobody to look at what clients ask.
+const inDisk = 4
 
 // logLevels maps ACR's names. None is Panic: nothing is logged at that level.
 var logLevels = map[string]logrus.Level{

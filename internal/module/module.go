@@ -62,6 +62,8 @@ type Options struct {
 	Logger   *slog.Logger
 	SetLevel func(logLevel string) // puts logging.logLevel in force
 
+	Processors int // that the machine has for this; all but one work for transfers that nobody waits for. 0: those of the runtime
+
 	// Ready is called with the address of the service listener once requests are answered from the store.
 	Ready func(addr string)
 	// Rest is called when the start is over, and after the whole index was read: to give memory back.

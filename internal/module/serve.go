@@ -42,7 +42,7 @@ func (m *Module) routes(ctx context.Context) http.Handler {
 	layers := m.metered("gateway", gateway.New(m.store, m.auth, gateway.Options{
 		Info: m.info, Children: m.children, Relays: m, Closing: m.closing, Logger: m.log,
 	}))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return m.link.Ahead(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Cache-Control") == "only-if-cached" { // a layer below, about to push
 			r = r.WithContext(registry.WithLocal(r.Context()))
 		}
@@ -56,7 +56,7 @@ func (m *Module) routes(ctx context.Context) http.Handler {
 		default:
 			v2.ServeHTTP(w, r)
 		}
-	})
+	}))
 }
 
 // info is what a child is told of this registry.

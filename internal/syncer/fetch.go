@@ -16,7 +16,7 @@ import (
 
 const (
 	// readSize is how much of a blob is read, written and announced at a time.
-	readSize = 64 << 10
+	readSize = 256 << 10
 	// patience is Options.Patience where that is not set.
 	patience = 20 * time.Second
 	// maxUrgent is how many blobs of images that clients wait for are fetched at once, besides those that they read.

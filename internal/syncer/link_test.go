@@ -56,13 +56,13 @@ func (l *meteredLink) Budgets() []registry.BudgetStatus {
 
 func (l *meteredLink) Speed() (measured, limit int64) { return 0, 0 }
 
-// TestBudgetEndsAnIteration brings an image of two and a half budgets: it takes three hours and not one byte twice, the
+// TestBudgetEndsAnIteration brings an image of more than two budgets: it takes three hours and not one byte twice, the
 // parent is not taken for away, and what clients ask for says why it is not here.
 func TestBudgetEndsAnIteration(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		p := newParent()
-		img := registrytest.NewImage(1, 5<<19)
+		img := registrytest.NewImage(1, 9<<18)
 		push(t, p, "app", "v1", img)
 		link := &meteredLink{until: time.Now().Add(time.Hour), left: 1 << 20}
 		p.read = func(_ registry.Digest, _ int64, b []byte) error { return link.use(int64(len(b))) }
@@ -86,8 +86,8 @@ func TestBudgetEndsAnIteration(t *testing.T) {
 		}
 		time.Sleep(2 * time.Hour)
 		mustHave(t, r.store, "app", "v1", img)
-		if n := p.bytes(img.Blobs[1].Digest); n != 5<<19 {
-			t.Errorf("%d bytes crossed the link for a layer of %d", n, 5<<19)
+		if n := p.bytes(img.Blobs[1].Digest); n != 9<<18 {
+			t.Errorf("%d bytes crossed the link for a layer of %d", n, 9<<18)
 		}
 		stop()
 	})

@@ -129,7 +129,7 @@ func TestCutsCostNothing(t *testing.T) {
 	for name, end := range map[string]error{"reset": errors.New("connection reset by peer"), "end of body": io.ErrUnexpectedEOF} {
 		t.Run(name, func(t *testing.T) {
 			p := newParent()
-			img := registrytest.NewImage(1, 1<<20)
+			img := registrytest.NewImage(1, 2<<20)
 			push(t, p, "app", "v1", img)
 			const each = 10_007
 			var left, cuts atomic.Int64
@@ -146,8 +146,8 @@ func TestCutsCostNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			mustHave(t, r.store, "app", "v1", img)
-			if n := p.bytes(img.Blobs[1].Digest); n != 1<<20 || cuts.Load() < 8 {
-				t.Errorf("%d cuts: %d bytes crossed the link, want exactly %d", cuts.Load(), n, 1<<20)
+			if n := p.bytes(img.Blobs[1].Digest); n != 2<<20 || cuts.Load() < 8 {
+				t.Errorf("%d cuts: %d bytes crossed the link, want exactly %d", cuts.Load(), n, 2<<20)
 			}
 		})
 	}
@@ -414,7 +414,7 @@ func TestWindowEnds(t *testing.T) {
 		p := newParent()
 		img := registrytest.NewImage(1, 10<<20)
 		push(t, p, "app", "v1", img)
-		p.read = func(registry.Digest, int64, []byte) error { time.Sleep(time.Minute); return nil } // 64 KiB a minute
+		p.read = func(registry.Digest, int64, []byte) error { time.Sleep(4 * time.Minute); return nil } // 256 KiB each
 		set := settings(t, p, "app")
 		set.Schedule = every(t, "0 3 * * *") // the bubble begins at midnight
 		r, stop := newReplica(t, dir, set, syncer.Options{})

@@ -59,7 +59,11 @@ func (c *Client) exchange(req *http.Request) (*http.Response, error) {
 	dog.enter(phaseBody)
 	c.log.DebugContext(ctx, "request", slog.String("method", req.Method), slog.String("host", req.URL.Host), slog.String("path", req.URL.Path), slog.Int("status", resp.StatusCode))
 	resp.Request = req
-	resp.Body = &body{c: c, inner: resp.Body, req: req, dog: dog, left: maxBody, max: maxBody, content: isBlob(req.Context())}
+	answer := &body{c: c, inner: resp.Body, req: req, dog: dog, left: maxBody, max: maxBody}
+	if isBlob(req.Context()) {
+		answer.content = c.link.manners.worker()
+	}
+	resp.Body = answer
 	return resp, nil
 }
 
@@ -197,8 +201,8 @@ type body struct {
 	max   int64
 	err   error
 
-	content bool  // of a blob: it gives way, and ends with the budget
-	run     int64 // bytes since it last gave way
+	content *worker // of a blob: it gives way, and ends with the budget; nil for all else
+	run     int64   // bytes since it last gave way
 }
 
 // Read implements io.Reader. Errors: io.EOF; SIZE_INVALID for more than the bound; UNAVAILABLE with the cause, which
@@ -216,6 +220,9 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	p = p[:b.c.link.piece(len(p))]
+	if b.content != nil {
+		p = p[:min(len(p), b.content.most)]
+	}
 	b.dog.arm(phaseBody, b.c.o.Timeouts.Idle, ErrStalled)
 	n, err := b.inner.Read(p)
 	b.dog.enter(phaseBody)
@@ -240,11 +247,19 @@ func (b *body) Read(p []byte) (int, error) {
 		b.err = err
 		b.dog.stop()
 	}
+	if b.content != nil && err != nil {
+		b.content.leave()
+	} else if b.content != nil {
+		b.content.work(b.dog.ctx, ClassOf(b.req.Context()), n)
+	}
 	return n, err
 }
 
 // Close implements io.Closer.
 func (b *body) Close() error {
+	if b.content != nil {
+		b.content.leave()
+	}
 	if b.err == nil {
 		b.err = http.ErrBodyReadAfterClose
 	}
@@ -255,8 +270,12 @@ func (b *body) Close() error {
 
 // give lets what is more urgent pass, once in a while, and ends content with the budget.
 func (b *body) give() error {
-	if !b.content {
+	if b.content == nil {
 		return nil
+	}
+	class := ClassOf(b.req.Context())
+	if err := b.content.rest(b.dog.ctx, class); err != nil {
+		return b.c.fail(b.req, b.dog, err)
 	}
 	if err := b.c.link.Spent(); err != nil {
 		return err
@@ -265,7 +284,7 @@ func (b *body) give() error {
 		return nil
 	}
 	b.run = 0
-	if err := b.c.link.Yield(b.dog.ctx, ClassOf(b.req.Context())); err != nil {
+	if err := b.c.link.Yield(b.dog.ctx, class); err != nil {
 		return b.c.fail(b.req, b.dog, err)
 	}
 	return nil

@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,8 +16,10 @@ import (
 const (
 	// minBurst is how many bytes the rate limit hands out at once.
 	minBurst = 16 << 10
-	// maxPiece bounds what is read at once, so that a budget is not exceeded by more.
-	maxPiece = 64 << 10
+	// maxPiece bounds what is read at once: with more it costs less, and clients wait for longer.
+	maxPiece = 256 << 10
+	// budgetPiece is that where a budget is configured, which is not exceeded by more.
+	budgetPiece = 64 << 10
 	// minPiece is the least that is read at once under a rate limit, in bytes.
 	minPiece = 512
 	// defaultChunk is how much a transfer takes before it gives way where nothing is configured.
@@ -83,6 +86,8 @@ type LinkOptions struct {
 	Kept   []byte
 	Keep   func(used []byte) error
 	Logger *slog.Logger
+
+	Processors int // of which all but one work for transfers that nobody waits for; 0: those that the process has
 }
 
 // Link is the one gate of all bytes to and from the parent: rate, budget and order. Clients that are given the same
@@ -91,6 +96,7 @@ type Link struct {
 	o       LinkOptions
 	limiter *rate.Limiter
 	budget  *budget
+	manners *manners
 
 	mu     sync.Mutex
 	config registry.TransferConfig
@@ -111,7 +117,10 @@ func NewLink(o LinkOptions) *Link {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	l := &Link{o: o, limiter: rate.NewLimiter(rate.Inf, minBurst), quiet: make(chan struct{})}
+	if o.Processors <= 0 {
+		o.Processors = runtime.GOMAXPROCS(0)
+	}
+	l := &Link{o: o, limiter: rate.NewLimiter(rate.Inf, minBurst), quiet: make(chan struct{}), manners: newManners(o.Processors)}
 	l.budget = newBudget(o)
 	return l
 }
@@ -144,7 +153,13 @@ func (l *Link) adjust() int {
 // the limit is felt at once.
 func (l *Link) piece(n int) int {
 	bytes := l.adjust()
-	if bytes == 0 {
+	l.mu.Lock()
+	budgeted := l.config.Budget != registry.BudgetConfig{}
+	l.mu.Unlock()
+	switch {
+	case bytes == 0 && budgeted:
+		return min(n, budgetPiece)
+	case bytes == 0:
 		return min(n, maxPiece)
 	}
 	return min(n, max(minPiece, min(bytes/4, minBurst)))

@@ -80,7 +80,8 @@ var cores = runtime.NumCPU()
 
 const pinnedEnv = "CONNECTED_REGISTRY_BENCH_CORES"
 
-var serverSet, clientSet unix.CPUSet
+// meterSet is the one of the clients' cores that belongs to who measures while others of this process work.
+var serverSet, clientSet, meterSet unix.CPUSet
 
 // pinClient gives this process the upper half of the cores, and what it starts by pinned the lower half. With less than
 // four cores all share all.
@@ -97,6 +98,7 @@ func pinClient() error {
 				clientSet.Set(i)
 			}
 		}
+		meterSet.Set(cores / 2)
 		return nil
 	}
 	if err := unix.SchedGetaffinity(0, &all); err != nil || cores < 4 || all.Count() != cores || !all.IsSet(0) || !all.IsSet(cores-1) {

@@ -32,28 +32,29 @@ type plan struct {
 	Rounds   int           `json:"rounds"`
 	Window   time.Duration `json:"windowNanoseconds"` // of one measurement of requests
 	Conns    []int         `json:"connections"`
-	BlobMiB  int           `json:"blobMiB"`   // pulled
-	PullMiB  int           `json:"pullMiB"`   // in one measurement
-	PushMiB  int           `json:"pushMiB"`   // one blob, pushed
-	Images   int           `json:"images"`    // small ones, pushed
-	Tags     int           `json:"tags"`      // for memory and start
-	Starts   int           `json:"starts"`    // of each registry
-	LayerMiB int           `json:"layerMiB"`  // of the byte table
-	SyncMiB  int           `json:"syncMiB"`   // synced while clients pull
-	Stint    time.Duration `json:"stint"`     // after which a registry stops to push small images
-	Patience time.Duration `json:"patience"`  // after which each measurement has one round
-	Tries    int           `json:"tries"`     // of bringing an image over a broken link
-	Hang     time.Duration `json:"hangLimit"` // after which an answer that does not come is none
+	BlobMiB  int           `json:"blobMiB"`         // pulled
+	PullMiB  int           `json:"pullMiB"`         // in one measurement
+	PushMiB  int           `json:"pushMiB"`         // one blob, pushed
+	Images   int           `json:"images"`          // small ones, pushed
+	Tags     int           `json:"tags"`            // for memory and start
+	Starts   int           `json:"starts"`          // of each registry
+	LayerMiB int           `json:"layerMiB"`        // of the byte table
+	SyncMiB  int           `json:"syncMiB"`         // synced while clients pull
+	Stint    time.Duration `json:"stint"`           // after which a registry stops to push small images
+	Patience time.Duration `json:"patience"`        // after which each measurement has one round
+	Tries    int           `json:"tries"`           // of bringing an image over a broken link
+	Hang     time.Duration `json:"hangLimit"`       // after which an answer that does not come is none
+	Sites    []string      `json:"sites,omitempty"` // of the table "during"; none: all
 }
 
 var plans = map[string]plan{
 	"quick": {
 		Rounds: 2, Window: 400 * time.Millisecond, Conns: []int{64}, BlobMiB: 64, PullMiB: 512, PushMiB: 256, Images: 60, Tags: 1000,
-		Starts: 3, LayerMiB: 50, SyncMiB: 256, Tries: 2, Stint: 10 * time.Second, Patience: 90 * time.Second, Hang: 5 * time.Second,
+		Starts: 3, LayerMiB: 50, SyncMiB: 1024, Tries: 2, Stint: 10 * time.Second, Patience: 90 * time.Second, Hang: 5 * time.Second,
 	},
 	"full": {
 		Rounds: 3, Window: time.Second, Conns: []int{16, 64, 256}, BlobMiB: 64, PullMiB: 2048, PushMiB: 1024, Images: 200, Tags: 10000,
-		Starts: 5, LayerMiB: 100, SyncMiB: 768, Tries: 6, Stint: 20 * time.Second, Patience: 10 * time.Minute, Hang: 30 * time.Second,
+		Starts: 5, LayerMiB: 100, SyncMiB: 2048, Tries: 6, Stint: 20 * time.Second, Patience: 10 * time.Minute, Hang: 30 * time.Second,
 	},
 }
 
@@ -106,6 +107,8 @@ func run(ctx context.Context) (err error) {
 	asJSON := flag.Bool("json", false, "print JSON in place of tables")
 	tools := flag.String("tools", ".tools/bin", "where the other registries are kept once they are built")
 	only := flag.String("only", "", "these sections alone, with commas: manifest,blob,push,start,bytes,unchanged,during")
+	sites := flag.String("sites", "", "the table \"during\" of these alone, with commas: "+strings.Join(siteNames, ","))
+	binary := flag.String("binary", "", "measure this binary in place of the one of this tree: of another revision, say")
 	flag.Parse()
 	p, ok := plans[*mode]
 	if !ok || flag.NArg() > 0 {
@@ -114,6 +117,7 @@ func run(ctx context.Context) (err error) {
 	if err := pinClient(); err != nil {
 		return err
 	}
+	p.Sites = list(*sites)
 	b := &bench{plan: p, progress: os.Stderr}
 	if b.dir, err = os.MkdirTemp("", "connected-registry-bench-"); err != nil {
 		return err
@@ -126,7 +130,7 @@ func run(ctx context.Context) (err error) {
 			end()
 		}
 	}()
-	if err := b.prepare(ctx, *tools); err != nil {
+	if err := b.prepare(ctx, *tools, *binary); err != nil {
 		return err
 	}
 	b.out.Header = b.header(ctx, *mode)
@@ -134,7 +138,7 @@ func run(ctx context.Context) (err error) {
 		b.out.Header.print(os.Stdout)
 	}
 	b.began = time.Now()
-	wanted := strings.FieldsFunc(*only, func(r rune) bool { return r == ',' })
+	wanted := list(*only)
 	for _, s := range sections {
 		if len(wanted) > 0 && !slices.Contains(wanted, s.name) {
 			continue
@@ -161,8 +165,13 @@ func run(ctx context.Context) (err error) {
 	return errors.Join(err, e.Encode(b.out))
 }
 
+// list takes a flag apart.
+func list(flag string) []string {
+	return strings.FieldsFunc(flag, func(r rune) bool { return r == ',' })
+}
+
 // prepare builds what is compared.
-func (b *bench) prepare(ctx context.Context, tools string) (err error) {
+func (b *bench) prepare(ctx context.Context, tools, binary string) (err error) {
 	tools, err = filepath.Abs(tools)
 	if err != nil {
 		return err
@@ -171,11 +180,13 @@ func (b *bench) prepare(ctx context.Context, tools string) (err error) {
 		return err
 	}
 	b.say("building")
-	binary := filepath.Join(b.dir, "connected-registry")
-	if err := layer.Build(ctx, binary); err != nil {
-		return err
+	b.ours = subject{name: "ours", version: binary, binary: binary, command: oursCommand}
+	if binary == "" {
+		b.ours.version, b.ours.binary = revision(ctx), filepath.Join(b.dir, "connected-registry")
+		if err := layer.Build(ctx, b.ours.binary); err != nil {
+			return err
+		}
 	}
-	b.ours = subject{name: "ours", version: revision(ctx), binary: binary, command: oursCommand}
 	self, err := os.Executable()
 	if err != nil {
 		return err

@@ -95,6 +95,8 @@ const (
 	segment   = 1460     // bytes of a TCP segment towards the client, as on Ethernet
 	inFlight  = 64       // chunks on a link with latency
 	dialLimit = 5 * time.Second
+
+	burstsPerSecond = 500 // at the least, where the link is fast
 )
 
 // New listens on a free port of 127.0.0.1 and passes connections to target (host:port), which need not exist yet.
@@ -184,6 +186,7 @@ func (p *Proxy) Set(plan Plan) error {
 	for _, l := range p.limit {
 		l.SetLimit(rate.Inf)
 		if plan.BytesPerSecond > 0 {
+			l.SetBurst(max(chunk, plan.BytesPerSecond/burstsPerSecond)) // timers are no finer than a millisecond
 			l.SetLimit(rate.Limit(plan.BytesPerSecond))
 		}
 	}
