@@ -66,7 +66,12 @@ func (s *Store) cover(ix *index) {
 	}
 	ix.asked = true
 	if s.redo != nil {
-		if name, seq := s.standIn([]span{{s.redo.base, s.redo.last}, s.behind}); name != "" {
+		if s.behind == nil {
+			l := s.readRedo(redoNames[1])
+			behind := l.span()
+			s.behind = &behind
+		}
+		if name, seq := s.standIn([]span{{s.redo.base, s.redo.last}, *s.behind}); name != "" {
 			s.setCovered(ix, name)
 			s.switched = s.switched || seq < s.redo.base // the log before is needed until there is a snapshot of this one
 			return
@@ -74,6 +79,14 @@ func (s *Store) cover(ix *index) {
 	}
 	s.lacking.Store(true)
 	s.want()
+}
+
+// already reports whether the index is what fn wants of it. Whoever says at each start what nearly never changes asks first:
+// a transaction without news costs nothing but for the first one, which reads a whole snapshot (cover).
+func (s *Store) already(fn func(*tx) bool) bool {
+	is := false
+	err := s.view(func(t *tx) error { is = fn(t); return nil })
+	return err == nil && is && s.unbroken() == nil
 }
 
 // setCovered lets the log alone be synced from now on. The caller has the writing lock.

@@ -73,6 +73,13 @@ type JournalPage struct {
 // waits is dropped; what came before somebody wants to know is no news.
 func (s *Store) SetJournal(ctx context.Context, on bool) error {
 	s.journaling.Store(on)
+	is := func(t *tx) bool {
+		meta, b := t.Bucket(bucketMeta), t.Bucket(bucketJournal)
+		return on && meta.Get(keyJournal) != nil || !on && b == nil && meta.Get(keyJournal) == nil && meta.Get(keyJournalDropped) == nil
+	}
+	if s.already(is) {
+		return ctx.Err()
+	}
 	return s.update(ctx, func(t *tx) error {
 		meta, b := t.Bucket(bucketMeta), t.Bucket(bucketJournal)
 		if on {

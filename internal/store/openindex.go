@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -84,17 +85,25 @@ func (s *Store) openIndex(ctx context.Context, atLeast uint64) (how opened, err 
 	if err != nil {
 		return how, errors.Join(err, f.Close())
 	}
-	logs := s.readRedos()
-	size, used, reached := info.Size(), int64(0), int64(0)
+	first := s.readRedo(redoNames[0])
+	second := sync.OnceValue(func() redoLog { return s.readRedo(redoNames[1]) })
+	if !first.ended {
+		go second()
+	}
+	size, seen := info.Size(), mark{}
 	switch {
 	case s.distrusted.Swap(false):
 		err = damaged("it could not be synced")
 	case size > 0:
-		used, reached, err = measureIndex(f, size)
+		seen, err = s.examine(f, size)
 	case s.hasSnapshot():
 		err = damaged("it is empty")
 	}
 	how.fresh = size == 0
+	logs := []redoLog{first, {unread: true}}
+	if err != nil || !first.ended || seen.seq != first.last {
+		logs[1] = second()
+	}
 	if err == nil {
 		err = s.openBolt(f, &how, logs)
 	} else if !errors.Is(err, errDamaged) {
@@ -104,11 +113,12 @@ func (s *Store) openIndex(ctx context.Context, atLeast uint64) (how opened, err 
 		err = s.reaches(atLeast, logs)
 	}
 	if err == nil {
-		return how, s.compacted(ctx, reached, used)
+		return how, s.compacted(ctx, seen.size, seen.used)
 	}
 	if !errors.Is(err, errDamaged) {
 		return how, err
 	}
+	logs[1] = second()
 	if name := s.standInAfter(atLeast, logs); name != "" {
 		s.log.Info("the power failed or the process was killed: the index is made again from its snapshot and its log", "reason", err)
 		if how, err = s.remakeIndex(ctx, f, name, logs); err == nil || !errors.Is(err, errDamaged) {
@@ -239,6 +249,7 @@ func (s *Store) compacted(ctx context.Context, size, used int64) error {
 	if !done {
 		return nil
 	}
+	s.marked = mark{}
 	if err := ix.db.Close(); err != nil {
 		return err
 	}

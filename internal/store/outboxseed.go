@@ -16,12 +16,15 @@ import (
 // nor a rebuilt index forgets it. When it is switched off the rows that are there stay.
 func (s *Store) SetClimbing(ctx context.Context, on bool) error {
 	s.climbing.Store(on)
-	err := s.update(ctx, func(t *tx) error {
-		if on {
-			return t.put(t.Bucket(bucketMeta), keyClimbing, []byte{1})
-		}
-		return t.remove(t.Bucket(bucketMeta), keyClimbing)
-	})
+	err := ctx.Err()
+	if !s.already(func(t *tx) bool { return on == (t.Bucket(bucketMeta).Get(keyClimbing) != nil) }) {
+		err = s.update(ctx, func(t *tx) error {
+			if on {
+				return t.put(t.Bucket(bucketMeta), keyClimbing, []byte{1})
+			}
+			return t.remove(t.Bucket(bucketMeta), keyClimbing)
+		})
+	}
 	if err != nil || !on {
 		s.seeded.Store(false)
 		return err

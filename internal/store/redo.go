@@ -213,6 +213,7 @@ type redoLog struct {
 	redo
 	records []record
 	old     bool // of a release that synced the index too
+	unread  bool // nobody had to look at it yet
 	cut     bool // it ends as one that was being written: nothing that looks like a record follows
 }
 
@@ -222,8 +223,19 @@ func (l *redoLog) span() span { return span{l.base, l.last} }
 // working reports a log whose process did not end in order: its index may be in any state.
 func (l *redoLog) working() bool { return l.at > 0 && !l.old && !l.ended }
 
-// readRedo reads a log as far as it is sound.
-func (s *Store) readRedo(path string) (l redoLog, err error) {
+// readRedo reads a log as far as it is sound; one that cannot be read has no records.
+func (s *Store) readRedo(name string) redoLog {
+	l, err := s.parseRedo(s.path(name))
+	if err == nil {
+		return l
+	}
+	if !isAbsent(err) {
+		s.log.Error("a log of the index cannot be used", "log", name, "error", err)
+	}
+	return redoLog{}
+}
+
+func (s *Store) parseRedo(path string) (l redoLog, err error) {
 	f, err := s.fs.Open(path, false)
 	if err != nil {
 		return l, err
@@ -292,21 +304,6 @@ func isZero(b []byte) bool {
 	return true
 }
 
-// readRedos reads both logs; what cannot be read has no records.
-func (s *Store) readRedos() (logs []redoLog) {
-	for _, name := range redoNames {
-		l, err := s.readRedo(s.path(name))
-		if err != nil && !isAbsent(err) {
-			s.log.Error("a log of the index cannot be used", "log", name, "error", err)
-		}
-		if err != nil {
-			l = redoLog{}
-		}
-		logs = append(logs, l)
-	}
-	return logs
-}
-
 // replayChunk is how many bytes of operations are one transaction of a replay on a copy: bbolt slows down with the size of
 // a transaction.
 const replayChunk = 256 << 10
@@ -369,7 +366,11 @@ func (s *Store) resume(logs []redoLog, end seal) {
 		return
 	}
 	l := logs[0]
-	s.behind = logs[1].span()
+	s.behind = nil
+	if !logs[1].unread {
+		behind := logs[1].span()
+		s.behind = &behind
+	}
 	if l.at == 0 || l.old || l.last != end.seq || len(l.records) > 0 && l.sum != end.sum {
 		return
 	}

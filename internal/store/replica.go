@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -384,6 +385,13 @@ func (s *Store) Document(ctx context.Context, name string) (body []byte, err err
 func (s *Store) PutDocument(ctx context.Context, name string, body []byte) error {
 	if len(body) > maxDocument || name == "" {
 		return registry.ErrInternal.WithMessage("document %q of %d bytes: at most %d are kept", name, len(body), maxDocument)
+	}
+	is := func(t *tx) bool {
+		old := t.Bucket(bucketDocuments).Get([]byte(name))
+		return old != nil && bytes.Equal(old, body)
+	}
+	if s.already(is) {
+		return ctx.Err()
 	}
 	return s.update(ctx, func(t *tx) error {
 		return t.put(t.Bucket(bucketDocuments), []byte(name), body)

@@ -71,7 +71,7 @@ type Store struct {
 	queue      queue
 	writing    sync.Mutex  // held by who writes the index or its log, or replaces it
 	redo       *redo       // nil when there is none until the next snapshot; under writing
-	behind     span        // of the log before a log that a process before began; under writing
+	behind     *span       // of the log before a log that a process before began, once it was read; under writing
 	covered    atomic.Bool // see cover.go; changes under writing
 	base       string      // the snapshot that covers it; under writing
 	switched   bool        // the log before the current one is needed: the current one has no snapshot yet; under writing
@@ -79,6 +79,7 @@ type Store struct {
 	distrusted atomic.Bool // a sync of the index failed while it was covered
 	kept       kept
 	naming     sync.Mutex // held while a file gets the name of its content
+	marked     mark       // of the index as it was found; zero when there was none; under writing
 	indexSize  atomic.Int64
 	sealed     atomic.Uint64 // seq of the last transaction
 	commits    atomic.Int64
@@ -161,6 +162,8 @@ func (s *Store) Close() error {
 	defer s.writing.Unlock()
 	if err := s.rest(); err != nil {
 		s.log.Warn("the next start looks at what the disk has", "error", err)
+	} else {
+		s.leaveMark()
 	}
 	return diskError(s.endIndex())
 }

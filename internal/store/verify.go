@@ -37,7 +37,7 @@ type verifier struct {
 	depth    int
 	at       place  // of the bucket that is walked
 	sum      uint64 // of its rows and those before
-	used     int64  // bytes of entries in pages
+	used     int64  // bytes of entries in pages, without the gaps in and between pages
 	end      []byte // the seal
 	version  []byte // of the schema
 }
@@ -46,13 +46,6 @@ type verifier struct {
 func verifyIndex(f io.ReaderAt, size int64) error {
 	_, err := inspectIndex(f, size)
 	return err
-}
-
-// measureIndex is verifyIndex; it returns the bytes that its entries take, without the gaps in and between pages, and how
-// far the file was used ever: bbolt makes it larger than that in steps of up to 16 MiB.
-func measureIndex(f io.ReaderAt, size int64) (used, reached int64, err error) {
-	v, err := inspectIndex(f, size)
-	return v.used, int64(v.pages) * v.pageSize, err
 }
 
 // inspectIndex is verifyIndex; it returns what the walk saw.
@@ -148,17 +141,17 @@ func (v *verifier) page(id uint64, lower, upper []byte) error {
 
 // read returns the bytes of a page with its overflow and takes its ids as used.
 func (v *verifier) read(id uint64) ([]byte, error) {
-	var header [pageHeaderSize]byte
 	if id < 2 || id >= v.pages {
 		return nil, damaged("page %d of %d", id, v.pages)
 	}
-	if _, err := v.f.ReadAt(header[:], int64(id)*v.pageSize); err != nil {
+	buf := v.buffer(v.pageSize)
+	if _, err := v.f.ReadAt(buf, int64(id)*v.pageSize); err != nil {
 		return nil, endIsDamage(err)
 	}
-	if got := binary.LittleEndian.Uint64(header[:]); got != id {
+	if got := binary.LittleEndian.Uint64(buf); got != id {
 		return nil, damaged("page %d identifies as %d", id, got)
 	}
-	n := uint64(binary.LittleEndian.Uint32(header[12:])) + 1
+	n := uint64(binary.LittleEndian.Uint32(buf[12:])) + 1
 	if id+n > v.pages {
 		return nil, damaged("page %d overflows the file", id)
 	}
@@ -168,15 +161,21 @@ func (v *verifier) read(id uint64) ([]byte, error) {
 		}
 		v.seen[i/64] |= 1 << (i % 64)
 	}
-	size := int64(n) * v.pageSize
+	if n > 1 {
+		buf = v.buffer(int64(n) * v.pageSize)
+		if _, err := v.f.ReadAt(buf, int64(id)*v.pageSize); err != nil {
+			return nil, endIsDamage(err)
+		}
+	}
+	return buf, nil
+}
+
+// buffer is of so many bytes, for a page at this depth.
+func (v *verifier) buffer(size int64) []byte {
 	if int64(cap(v.buffers[v.depth])) < size {
 		v.buffers[v.depth] = make([]byte, size)
 	}
-	buf := v.buffers[v.depth][:size]
-	if _, err := v.f.ReadAt(buf, int64(id)*v.pageSize); err != nil {
-		return nil, endIsDamage(err)
-	}
-	return buf, nil
+	return v.buffers[v.depth][:size]
 }
 
 func endIsDamage(err error) error {

@@ -64,6 +64,7 @@ type bar struct {
 	Value   float64 `json:"value"`
 	Known   bool    `json:"known"` // there is a figure
 	Met     bool    `json:"met"`
+	Floor   float64 `json:"floor,omitempty"` // what the floor has: no registry in Go on this machine is expected to pass it
 }
 
 func atMost(limit float64) *bar  { return &bar{Op: "<=", Limit: limit} }
@@ -157,6 +158,7 @@ func (b *bar) judge(r *row) {
 	if of == "" {
 		of = "ours"
 	}
+	b.floor(r)
 	if b.Against != "" {
 		q, ok := r.Ratios[b.Against]
 		b.Value, b.Known = q.Median, ok
@@ -164,6 +166,24 @@ func (b *bar) judge(r *row) {
 		b.Value, b.Known = c.Median, true
 	}
 	b.Met = b.Known && (b.Op == "<=" && b.Value <= b.Limit || b.Op == ">=" && b.Value >= b.Limit)
+}
+
+// floor finds out what the floor has where the bar is one for us; of two floors the one that does what we do.
+func (b *bar) floor(r *row) {
+	c := r.Values["floorfs"]
+	if c == nil {
+		c = r.Values["floor"]
+	}
+	if c == nil || b.Of != "" || b.Against == "floor" || b.Against == "floorfs" {
+		return
+	}
+	b.Floor = c.Median
+	if b.Against != "" {
+		b.Floor = 0
+		if peer := r.Values[b.Against]; peer != nil {
+			b.Floor = median(quotients(c.Samples, peer.Samples))
+		}
+	}
 }
 
 func median(v []float64) float64 {
@@ -272,7 +292,11 @@ func (r *report) summary(w io.Writer) {
 					met++
 					continue
 				}
-				not = append(not, fmt.Sprintf("%s: %s, %s: %s; it is %s", s.Name, x.Name, x.Unit, b, number(b.Value)))
+				text := fmt.Sprintf("%s: %s, %s: %s; it is %s", s.Name, x.Name, x.Unit, b, number(b.Value))
+				if b.Floor > 0 {
+					text += ", and the floor's " + number(b.Floor)
+				}
+				not = append(not, text)
 			}
 		}
 	}

@@ -217,7 +217,8 @@ func (a *attacker) learn(resp *http.Response) {
 	}
 }
 
-// bad sends what is no request. What HTTP itself has an answer for is answered with 4xx, 501 or 505.
+// bad sends what is no request. It is answered with 4xx, or as HTTP itself wants it: 501 for a transfer coding that nobody
+// knows (RFC 9112, 6.1), 505 for a version of the protocol that is not spoken (RFC 9110, 15.6.6).
 func (a *attacker) bad() error {
 	raw, answered, ends := a.malformed()
 	fail := func(err error) error { return fmt.Errorf("%w: %d bytes, %.600q", err, len(raw), raw) }
