@@ -71,7 +71,7 @@ func (b *bench) coldStarts(ctx context.Context, t *section, all []subject, tags 
 	if tags > 0 {
 		name, bars = fmt.Sprintf("start with %d tags", tags), []*bar{atMost(25), atMost(0.6).to("distribution")}
 	}
-	first := t.row(name, "ms to 200", bars...)
+	first, cost := t.row(name, "ms to 200", bars...), t.row(name, "CPU ms to 200")
 	memory := t.row(fmt.Sprintf("idle memory with %d tags", tags), "MiB", atMost(20))
 	for n := range b.rounds(b.Starts) {
 		var running []*instance
@@ -92,6 +92,7 @@ func (b *bench) coldStarts(ctx context.Context, t *section, all []subject, tags 
 				return err
 			}
 			first.add(s.name, time.Since(began).Seconds()*1000)
+			cost.add(s.name, i.cpu().Seconds()*1000)
 			if n > 0 {
 				if err := i.stop(syscall.SIGTERM); err != nil {
 					return err
