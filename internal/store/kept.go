@@ -162,7 +162,7 @@ func (s *Store) nameKept(path string, d registry.Digest) (bool, error) {
 }
 
 // look finds out which files are as they should be after an end that was none, for so long at most; 0 is without a limit.
-// Errors: of the time.
+// Errors: of the time, and of the index.
 func (s *Store) look(patience time.Duration) error {
 	began := s.uptime()
 	for d, u := range s.kept.list() {
@@ -171,6 +171,14 @@ func (s *Store) look(patience time.Duration) error {
 		}
 		if patience > 0 && s.uptime()-began > patience {
 			return context.DeadlineExceeded
+		}
+		known := false
+		if err := s.view(func(t *tx) error { _, known = t.blob(d); return nil }); err != nil {
+			return err
+		}
+		if body := s.kept.bytes(d); !known || body != nil && d.Algorithm().FromBytes(body) != d {
+			s.kept.done(d, u)
+			continue
 		}
 		if _, err := s.readKept(d); err == nil {
 			s.kept.set(d, u, nil)
@@ -300,17 +308,17 @@ func (s *Store) restore(d registry.Digest, body []byte) error {
 	return err
 }
 
-// restoreKept takes the bytes that the logs have after an end that was none. Whether their files are there is looked at
-// beside everything else, which may be a matter of minutes on a slow disk, and those that are not are written again; all are
-// served from memory until then. What the disk does not take is tried again with the next snapshot, and the log stays until
-// then.
+// restoreKept takes the bytes that the logs have after an end that was none. Whether they are wanted still, and whether
+// their files are there, is looked at beside everything else, which may be a matter of minutes on a slow disk; those that
+// are not there are written again, and all are served from memory until then. What the disk does not take is tried again
+// with the next snapshot, and the log stays until then.
 func (s *Store) restoreKept(logs []redoLog) error {
-	all := map[registry.Digest][]byte{}
 	for _, l := range logs {
 		for _, r := range l.records {
 			err := eachOp(r.ops, func(kind byte, _ [][]byte, key, value []byte) error {
 				if d, ok := keyDigest(key); kind == opContent && ok {
-					all[d] = value
+					s.kept.add(d, value).doubt.Store(true)
+					s.want()
 				}
 				return nil
 			})
@@ -319,15 +327,7 @@ func (s *Store) restoreKept(logs []redoLog) error {
 			}
 		}
 	}
-	return s.view(func(t *tx) error {
-		for d, body := range all {
-			if _, known := t.blob(d); known && d.Algorithm().FromBytes(body) == d {
-				s.kept.add(d, body).doubt.Store(true)
-				s.want()
-			}
-		}
-		return nil
-	})
+	return nil
 }
 
 // eachOp calls fn for each operation of a record. Errors: errDamaged, and those of fn.
