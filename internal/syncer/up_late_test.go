@@ -68,6 +68,7 @@ func TestLatePut(t *testing.T) {
 				}
 				conflict := []registry.Conflict{registry.NewestWins, registry.ParentWins}[j]
 				t.Run(fmt.Sprintf("%s, confirmed %v, restart %v", name, confirm >= 0, restart), func(t *testing.T) {
+					t.Parallel()
 					synctest.Test(t, func(t *testing.T) { tt.run(t, base, conflict, confirm, restart) })
 				})
 			}
@@ -142,6 +143,7 @@ func TestParentHears(t *testing.T) {
 		"any other":              {registry.KindOCI, "v", nil, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				p := newParent()
 				p.kind, p.info = tt.kind, registry.LayerInfo{Name: "upper", Mode: registry.ReadWrite, InstanceID: "x"}

@@ -260,6 +260,7 @@ func TestParentForgets(t *testing.T) {
 	} {
 		for _, conflict := range []registry.Conflict{registry.NewestWins, registry.ParentWins} {
 			t.Run(name+" "+string(conflict), func(t *testing.T) {
+				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					p := newParent()
 					push(t, p, "app", "v", base)

@@ -196,8 +196,8 @@ func (w *world) carried(i int, l *layer) {
 	}
 }
 
-// climbed counts what was sent up a link on which nothing went wrong: a blob and a manifest by its digest once, a tag not
-// more often than it was pushed below.
+// climbed counts what was sent up a link on which nothing went wrong: a blob once, a tag and a manifest by its digest not more
+// often than it was pushed below.
 func (w *world) climbed(i int, l *layer) {
 	if w.deletes > 0 || slices.Max(w.events[:]) > 0 {
 		return

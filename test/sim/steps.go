@@ -187,6 +187,9 @@ func (w *world) pushed(s step, a artifact, v verdict, err error) string {
 		own.manifests[repo+"@"+a.root().String()] = true
 		w.wrote(s.layer+1, repo, tag, a.root())
 		w.pushes[s.layer][repo+"/manifests/"+tag]++
+		for _, m := range a.manifests {
+			w.pushes[s.layer][repo+"/manifests/"+digestOf(m.body).String()]++
+		}
 	case unknown:
 		w.unsure(s.layer+1, repo, tag, a.root())
 		own.tags[repo+":"+tag] = append(own.either(repo+":"+tag), a.root())

@@ -40,7 +40,7 @@ type world struct {
 	pushedNow map[string]bool // by repository@digest: by somebody since all agreed the last time
 	removed   map[string]bool // deleted at a layer since then, and not pushed since then
 	own       [layers]*acknowledged
-	pushes    [layers]map[string]int // acknowledged, by repository/manifests/tag
+	pushes    [layers]map[string]int // acknowledged, by repository/manifests/tag, and with each of its manifests, by digest
 	deletes   int
 	events    [layers]int             // what may have cost bytes of the link above a layer
 	losses    [layers]int             // those of them that may have cost all that was on its way
