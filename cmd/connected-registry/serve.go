@@ -48,9 +48,14 @@ func serveCommand() *cobra.Command {
 		if os.Getenv("GOGC") == "" {
 			debug.SetGCPercent(gcPercent)
 		}
-		o.Processors = runtime.GOMAXPROCS(0)
-		if os.Getenv("GOMAXPROCS") == "" {
-			runtime.GOMAXPROCS(o.Processors + inDisk)
+		if processors := runtime.GOMAXPROCS(0); os.Getenv("GOMAXPROCS") == "" {
+			o.Busy = func(busy bool) {
+				if busy {
+					runtime.GOMAXPROCS(processors + inDisk)
+				} else {
+					runtime.GOMAXPROCS(processors)
+				}
+			}
 		}
 		// What the start needed and nobody needs again (patterns, flags, recovery) is below what the collector starts at, so
 		// that a registry at rest would keep it.
@@ -65,8 +70,9 @@ func serveCommand() *cobra.Command {
 // requests are followed by a collection each 2 MiB: a tenth of what they cost.
 const gcPercent = 200
 
-// inDisk is how many more goroutines may run than there are processors. The runtime counts who waits for the disk as
-// running for up to 10 ms, and on two processors two transfers that sync leave nobody to look at what clients ask.
+// inDisk is how many more goroutines may run than there are processors while content comes from the parent. The runtime
+// counts who waits for the disk as running for up to 10 ms, and on two processors two transfers that sync leave nobody to
+// look at what clients ask. At other times more than there are processors cost each request something.
 const inDisk = 4
 
 // logLevels maps ACR's names. None is Panic: nothing is logged at that level.

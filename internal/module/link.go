@@ -17,7 +17,7 @@ func (m *Module) newLink(ctx context.Context) *transport.Link {
 	}
 	keep := context.WithoutCancel(ctx) // the last bytes are counted while the module stops
 	return transport.NewLink(transport.LinkOptions{
-		Now: m.clock.Now, Kept: kept, Logger: m.log, Processors: m.o.Processors,
+		Now: m.clock.Now, Kept: kept, Logger: m.log, Busy: m.o.Busy,
 		Keep: func(used []byte) error { return m.store.PutDocument(keep, usedBudget, used) },
 	})
 }

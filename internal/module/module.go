@@ -62,7 +62,8 @@ type Options struct {
 	Logger   *slog.Logger
 	SetLevel func(logLevel string) // puts logging.logLevel in force
 
-	Processors int // that the machine has for this; all but one work for transfers that nobody waits for. 0: those of the runtime
+	// Busy is called with true when content begins to come from the parent, and with false two seconds after the last of it.
+	Busy func(bool)
 
 	// Ready is called with the address of the service listener once requests are answered from the store.
 	Ready func(addr string)

@@ -87,6 +87,8 @@ type LinkOptions struct {
 	Keep   func(used []byte) error
 	Logger *slog.Logger
 
+	// Busy is called with true when content begins to move, and with false two seconds after the last of it. It calls no Link.
+	Busy       func(bool)
 	Processors int // of which all but one work for transfers that nobody waits for; 0: those that the process has
 }
 
@@ -120,7 +122,7 @@ func NewLink(o LinkOptions) *Link {
 	if o.Processors <= 0 {
 		o.Processors = runtime.GOMAXPROCS(0)
 	}
-	l := &Link{o: o, limiter: rate.NewLimiter(rate.Inf, minBurst), quiet: make(chan struct{}), manners: newManners(o.Processors)}
+	l := &Link{o: o, limiter: rate.NewLimiter(rate.Inf, minBurst), quiet: make(chan struct{}), manners: newManners(o.Processors, o.Busy)}
 	l.budget = newBudget(o)
 	return l
 }

@@ -19,6 +19,8 @@ const (
 	stint = maxPiece
 	// poll is how long the only processor is left after each piece, so that the runtime looks for clients.
 	poll = 100 * time.Microsecond
+	// busyFor is how long after the last piece LinkOptions.Busy is told that none moves: what was read is synced.
+	busyFor = 2 * time.Second
 )
 
 // manners keep transfers that nobody waits for out of the way of the clients of this registry. Where the parent is as fast
@@ -37,10 +39,38 @@ type manners struct {
 	turns int64         // that there were
 	busy  []*worker     // who has one, the one that has had it longest first
 	freed chan struct{} // closed when one was given back
+
+	tell  func(busy bool)
+	moves *time.Timer // not nil while pieces move
 }
 
-func newManners(processors int) *manners {
-	return &manners{max: max(1, processors-1), alone: processors == 1, freed: make(chan struct{})}
+func newManners(processors int, tell func(bool)) *manners {
+	if tell == nil {
+		tell = func(bool) {}
+	}
+	return &manners{max: max(1, processors-1), alone: processors == 1, freed: make(chan struct{}), tell: tell}
+}
+
+// touch notes that a piece moves.
+func (m *manners) touch() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.moves != nil && m.moves.Reset(busyFor) {
+		return
+	}
+	if m.moves == nil {
+		m.tell(true)
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(busyFor, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.moves == timer {
+			m.moves = nil
+			m.tell(false)
+		}
+	})
+	m.moves = timer
 }
 
 // Ahead returns h with its requests ahead of transfers that nobody waits for. A request counts when it begins and when it
@@ -103,6 +133,7 @@ func (w *worker) rest(ctx context.Context, c Class) error {
 
 // work is after n bytes were read: it waits for a turn. Who has had one all that time waits for the disk, and loses it.
 func (w *worker) work(ctx context.Context, c Class, n int) {
+	w.m.touch()
 	if c >= Waiting {
 		return
 	}

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -72,7 +74,22 @@ func TestClientsGoAhead(t *testing.T) {
 				if test.alone {
 					processors = 1
 				}
-				link := transport.NewLink(transport.LinkOptions{Processors: processors})
+				var mu sync.Mutex
+				var busy []bool
+				link := transport.NewLink(transport.LinkOptions{Processors: processors, Busy: func(b bool) {
+					mu.Lock()
+					defer mu.Unlock()
+					busy = append(busy, b)
+				}})
+				told := func(want ...bool) {
+					t.Helper()
+					synctest.Wait()
+					mu.Lock()
+					defer mu.Unlock()
+					if !slices.Equal(busy, want) {
+						t.Errorf("told %v, want %v", busy, want)
+					}
+				}
 				client := link.Ahead(http.NotFoundHandler())
 				hang := make(chan struct{})
 				defer close(hang)
@@ -87,6 +104,10 @@ func TestClientsGoAhead(t *testing.T) {
 				if took, want := time.Since(began), test.want(pieces); pieces < 8 || took != want {
 					t.Errorf("%d pieces in %v, want %v", pieces, took, want)
 				}
+				time.Sleep(2*time.Second - 3*breath)
+				told(true)
+				time.Sleep(3 * breath)
+				told(true, false)
 			})
 		})
 	}
