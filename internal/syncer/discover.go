@@ -31,9 +31,6 @@ func (s *Syncer) probe(ctx context.Context, set Settings) (registry.ParentKind, 
 		return kind, nil
 	}
 	status, info, err := set.Parent.Probe(ctx)
-	if err != nil && ctx.Err() == context.Canceled {
-		return kind, err // nobody waits for the answer any more, which says nothing about the parent
-	}
 	s.contact(err)
 	if err == nil && status.Kind == registry.KindConnected {
 		err = errors.Join(

@@ -7,6 +7,7 @@ import (
 
 	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
+	"github.com/connected-registry/connected-registry/internal/transport"
 )
 
 // mute is a parent that does not answer before nobody waits any more.
@@ -19,13 +20,16 @@ func (mute) Probe(ctx context.Context) (registry.ParentStatus, registry.LayerInf
 
 // TestInterruptedProbe: that a question was taken back says nothing about the parent, and no pull is refused for it.
 func TestInterruptedProbe(t *testing.T) {
-	s := &Syncer{o: Options{Clock: clock.System()}}
+	link := transport.NewLink(transport.LinkOptions{})
+	defer link.Close()
+	s := &Syncer{o: Options{Clock: clock.System(), Link: link}}
 	ctx, interrupt := context.WithCancelCause(t.Context())
 	interrupt(errInterrupted)
 	if _, err := s.probe(ctx, Settings{Parent: mute{}}); !errors.Is(err, errInterrupted) {
 		t.Errorf("the probe says %v", err)
 	}
-	if s.state.refused != nil || s.state.failure != nil {
-		t.Errorf("the parent is taken for one that refuses (%v) or is away (%v)", s.state.refused, s.state.failure)
+	s.settings = Settings{Parent: mute{}, PullThrough: true, Scope: registry.Scope{{Repository: "app"}}}
+	if _, err := newPulls(s).parent("app", "", registry.ErrManifestUnknown); err != nil {
+		t.Errorf("a pull is refused: %v", err)
 	}
 }

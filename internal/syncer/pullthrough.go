@@ -172,7 +172,7 @@ func (p *pulls) parent(repo, tag string, miss error) (Settings, error) {
 	if err := p.s.o.Link.Spent(); err != nil {
 		return set, p.away(repo, err, registry.AsError(err).RetryAfter)
 	}
-	if p.s.state.refused != nil {
+	if p.s.state.refused != nil && !errors.Is(p.s.state.refused, errInterrupted) { // which says nothing of the parent
 		return set, p.away(repo, p.s.state.refused, 0)
 	}
 	if age := p.s.o.Clock.Now().Sub(p.s.state.lastFailure); p.s.state.failure != nil && age >= 0 && age < breaker {
