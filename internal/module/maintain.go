@@ -20,8 +20,10 @@ func (m *Module) maintain(ctx context.Context) {
 		defer close(scrubbed)
 		m.scrub(ctx)
 	}()
-	if pause(ctx, startTime) {
-		m.rest()
+	for _, d := range []time.Duration{startTime, roughTime} {
+		if pause(ctx, d) {
+			m.rest()
+		}
 	}
 	for pause(ctx, m.store.SnapshotInterval()) {
 		if err := m.store.Snapshot(ctx); err != nil && ctx.Err() == nil {
@@ -33,7 +35,12 @@ func (m *Module) maintain(ctx context.Context) {
 }
 
 // startTime is by when what only the start needs is done, in most places.
-const startTime = time.Second
+// After a power cut, or an end that did not get to all, a start has more to do, and holds the small content of the log until
+// that is done: roughTime later.
+const (
+	startTime = time.Second
+	roughTime = time.Minute
+)
 
 // rest gives back memory that the index took and nobody needs now.
 func (m *Module) rest() {

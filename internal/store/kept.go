@@ -19,6 +19,8 @@ const (
 	// smallContent is the size up to which the log has the bytes of new content, in bytes: they are durable with the row, by
 	// the one sync of the log. The file is there at once and synced before the log goes.
 	smallContent = 16 << 10
+	// sentAhead is how many such files are worth it to have the disk begin with all of them first.
+	sentAhead = 16
 	// restPatience is how long an orderly end syncs such files; the next start looks at what is left.
 	restPatience = 3 * time.Second
 )
@@ -200,6 +202,7 @@ func (s *Store) flush(patience time.Duration) error {
 		return err
 	}
 	files := s.kept.list()
+	s.sendAhead(files)
 	dirs := map[string]bool{}
 	restored := 0
 	for d, u := range files {
@@ -227,6 +230,20 @@ func (s *Store) flush(patience time.Duration) error {
 		s.kept.done(d, u)
 	}
 	return nil
+}
+
+// sendAhead has the disk begin with many files at once: the sync of the first then finds most of the others on the disk,
+// which is several times as fast as one after the other.
+func (s *Store) sendAhead(files map[registry.Digest]*unsynced) {
+	if len(files) < sentAhead {
+		return
+	}
+	for d := range files {
+		if f, err := s.fs.Open(s.contentPath(d), true); err == nil {
+			startWriteback(f, 0, smallContent)
+			_ = f.Close()
+		}
+	}
 }
 
 // flushFile syncs a file, or writes it again.
