@@ -28,6 +28,7 @@ type Image struct {
 	Repository string
 	Manifests  []Manifest // children before parents; the last is the root. Descriptor.Digest and MediaType are set
 	Tags       []string   // tags that move to the root
+	Loose      bool       // without a tag it is not kept for ever: collection takes it when nothing needs it
 }
 
 // Root is the manifest that the tags point at.

@@ -79,7 +79,10 @@ func (s *Store) CommitImage(ctx context.Context, image registry.Image) (kept []s
 				return err
 			}
 		}
-		if len(image.Tags) == 0 {
+		switch {
+		case len(image.Tags) == 0 && image.Loose:
+			return r.loosen(root.Digest)
+		case len(image.Tags) == 0:
 			return r.pin(root.Digest)
 		}
 		if kept, err = r.syncTags(image.Tags, root.Digest); err != nil || len(kept) < len(image.Tags) {

@@ -27,6 +27,7 @@ type outcome struct {
 // keep the others, unless the parent is away or a budget used up. One that does not fit on the disk is one that fails:
 // smaller ones may fit.
 func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKind, l listing, it iteration) outcome {
+	s.pulls.yield(ctx, set, l)
 	p, local, err := s.prepare(ctx, set, &l, it)
 	if err != nil {
 		return outcome{err: err, whole: true}

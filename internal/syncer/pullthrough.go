@@ -35,6 +35,9 @@ type pulls struct {
 	mu        sync.Mutex
 	manifests map[string]pending // repository@digest
 	tags      map[string]pendingTag
+	asked     map[string]*askedTag // by repository:tag
+
+	commit sync.RWMutex // held by what moves a tag, and exclusively by what decides who may
 }
 
 type pending struct {
@@ -48,7 +51,7 @@ type pendingTag struct {
 }
 
 func newPulls(s *Syncer) *pulls {
-	return &pulls{s: s, manifests: map[string]pending{}, tags: map[string]pendingTag{}}
+	return &pulls{s: s, manifests: map[string]pending{}, tags: map[string]pendingTag{}, asked: map[string]*askedTag{}}
 }
 
 // PullThrough returns inner with what is in scope at the parent added to it. What inner has is answered by inner alone,
@@ -201,11 +204,17 @@ func (p *pulls) manifest(ctx context.Context, repo string, ref registry.Referenc
 			return m, nil
 		}
 		mark := p.s.up.index.mark()
+		if ref.Tag != "" {
+			defer p.asking(repo, ref.Tag)()
+			if m, err := p.s.store.GetManifest(ctx, repo, ref); err == nil { // it came meanwhile
+				return m, nil
+			}
+		}
 		kind, err := p.s.probe(ctx, set)
 		if err != nil {
 			return registry.Manifest{}, p.failed(ctx, set, repo, err)
 		}
-		m, err := set.Parent.GetManifest(ctx, repo, ref)
+		m, err := p.newest(ctx, set, repo, ref)
 		p.s.contact(err)
 		if err != nil {
 			return registry.Manifest{}, p.failed(ctx, set, repo, err)
@@ -267,6 +276,7 @@ func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref r
 	img := image{repo: repo, root: m, platforms: set.Scope.Platforms(repo, ref.Tag), referrers: p.s.referrers(set, kind, listing{}), mark: mark}
 	if ref.Tag != "" {
 		img.tags = []string{ref.Tag}
+		img.commit = p.tagged(repo, ref.Tag, m.Digest)
 	}
 	if ref.Tag == "" && registry.IsIndex(m.MediaType) {
 		img.platforms = set.Scope.Platforms(repo, "")
@@ -284,8 +294,8 @@ func (p *pulls) complete(key, repo string, ref registry.Reference, img image) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.manifests, key)
-	if ref.Tag != "" {
-		delete(p.tags, repo+":"+ref.Tag)
+	if name := repo + ":" + ref.Tag; ref.Tag != "" && p.tags[name].digest == img.root.Digest {
+		delete(p.tags, name)
 	}
 }
 
