@@ -116,6 +116,7 @@ func TestParentTooSlow(t *testing.T) {
 		set.Schedule = every(t, "0 3 * * *")
 		r, stop := newReplica(t, dir, set, syncer.Options{})
 		time.Sleep(time.Second)
+		synctest.Wait() // the next try may begin in this moment
 		var st registry.Status
 		r.Describe(&st)
 		if st.Sync.SyncState != registry.SyncFailed || st.ConnectionState != registry.Offline {
