@@ -126,12 +126,14 @@ func TestFailureThatIsOver(t *testing.T) {
 			set.Parent = above
 			r, stop := newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
 			time.Sleep(time.Minute)
-			above.push(t, "bad", bad)
-			push(t, above.parent, "app", "", signature)
 			above.set(func(p *parent) {
-				above.log = append(above.log, registry.Change{Repository: "app", Subject: subject.Digest, Digest: signature.Digest})
 				denied := registry.ErrDenied.WithMessage("denied")
 				p.broken = map[string]error{"manifest app " + bad.Digest.String(): denied, "manifest app " + signature.Digest.String(): denied}
+			})
+			above.push(t, "bad", bad)
+			push(t, above.parent, "app", "", signature)
+			above.set(func(*parent) {
+				above.log = append(above.log, registry.Change{Repository: "app", Subject: subject.Digest, Digest: signature.Digest})
 			})
 			time.Sleep(2 * time.Minute)
 			mustNotHave(t, r.store, "app", "bad")

@@ -134,6 +134,7 @@ func TestParentForgetsWhatLost(t *testing.T) {
 		set.Conflict = registry.ParentWins
 		f := newFloor(t, set, syncer.Options{}, true)
 		before := func() {
+			synctest.Wait() // nobody is reading from the one before
 			p.set(func(p *parent) { p.Registry = registrytest.NewMemory() })
 			push(t, p, "app", "v", theirs)
 		}
