@@ -94,7 +94,7 @@ func (m *Module) directMethod(ctx context.Context, name string, payload []byte) 
 func (m *Module) keep(ctx context.Context, doc twin.Document) {
 	body, err := twin.EncodeRecord(twin.RecordOf(doc))
 	if err == nil {
-		err = m.store.PutDocument(ctx, lastGood, body)
+		err = m.store.PutDocument(context.WithoutCancel(ctx), lastGood, body)
 	}
 	if err != nil {
 		m.log.Error("the configuration is in force but could not be kept for the next start", "error", err)

@@ -304,7 +304,7 @@ func (m *Module) watchTokens(ctx context.Context) {
 		m.awaits(sourceTokensFile, "")
 		raw, err := json.Marshal(set)
 		if err == nil {
-			err = m.store.PutDocument(ctx, fileTokens, raw)
+			err = m.store.PutDocument(context.WithoutCancel(ctx), fileTokens, raw)
 		}
 		if err != nil {
 			m.log.Error("the tokens are in force but could not be kept for the next start", "error", err)
