@@ -94,6 +94,9 @@ func (s *Syncer) prepare(ctx context.Context, set Settings, l *listing, it itera
 		return plan{}, nil, err
 	}
 	p := makePlan(set, *l, local)
+	if err := s.up.index.overlook(ctx, p.kept, local); err != nil {
+		return plan{}, nil, err
+	}
 	if it.verify {
 		p.fetch = append(p.fetch, s.incomplete(ctx, set, *l, local, p)...)
 	}

@@ -131,8 +131,55 @@ func (x *queueIndex) leave(e registry.OutboxEntry) (passed bool) {
 	}
 	if e.Action == registry.OutboxDelete {
 		take(x.deleted, key{repo: e.Repository, digest: e.Digest})
+		for k := range x.passed {
+			if k.repo == e.Repository && k.tag != "" && x.tags[k] == 0 { // see overlook
+				delete(x.passed, k)
+				passed = true
+			}
+		}
 	}
 	return passed
+}
+
+// overlook notes the tags of which the parent's word was passed over because a delete here takes them there too: it has no
+// tag of its own. One that left a moment ago makes the parent tell again.
+func (x *queueIndex) overlook(ctx context.Context, kept map[string][]string, local map[string][]registry.LocalTag) error {
+	if x.c.outbox == nil {
+		return nil
+	}
+	late := false
+	for repo, tags := range kept {
+		here := byTag(local[repo])
+		for _, tag := range tags {
+			if here[tag].Digest != "" {
+				continue // it was pushed here, or is locked
+			}
+			queued, err := x.overlookOne(ctx, repo, tag)
+			if err != nil {
+				return err
+			}
+			late = late || !queued
+		}
+	}
+	if !late {
+		return nil
+	}
+	return x.c.resync(ctx)
+}
+
+func (x *queueIndex) overlookOne(ctx context.Context, repo, tag string) (queued bool, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if err := x.read(ctx); err != nil {
+		return false, err
+	}
+	for k := range x.deleted {
+		if k.repo == repo {
+			x.passed[key{repo: repo, tag: tag}] = true
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // yield takes out of a listing what entries of the outbox stand between. A tag that stands at the parent as it does here
