@@ -3,7 +3,9 @@ package syncer_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,6 +103,47 @@ func TestBrokenPieceKeepsNothingElse(t *testing.T) {
 			})
 		}
 	}
+}
+
+// atEnd is a log that calls a function when an iteration has ended.
+type atEnd struct {
+	slog.Handler
+	do func()
+}
+
+func (h atEnd) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h atEnd) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "sync iteration done" {
+		h.do()
+	}
+	return nil
+}
+
+// TestSettingsChangeAtTheEnd: settings that change in the moment in which an iteration ends are followed at once, and not
+// when the schedule has its next turn.
+func TestSettingsChangeAtTheEnd(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		one, other := newParent(), newParent()
+		img := registrytest.NewImage(1, 1000)
+		push(t, one, "app", "v1", img)
+		push(t, other, "app", "v2", img)
+		set := settings(t, one, "app")
+		set.Schedule = every(t, "0 3 * * *")
+		next := settings(t, other, "app")
+		next.Schedule = set.Schedule
+		var r *replica
+		started := make(chan struct{})
+		var once sync.Once
+		log := slog.New(atEnd{slog.DiscardHandler, func() { <-started; once.Do(func() { r.Update(next) }) }})
+		r, stop := newReplica(t, dir, set, syncer.Options{Logger: log})
+		close(started)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		mustHave(t, r.store, "app", "v2", img)
+		stop()
+	})
 }
 
 // TestParentTooSlow takes a parent that does not answer in time for one that is away, and not for the window's end:

@@ -30,16 +30,18 @@ func (s *Syncer) Run(ctx context.Context) {
 	var lastRun, retryAt, until time.Time
 	lastDone := s.recall(ctx)
 	s.recallIntent(ctx)
-	failures := 0
-	verify := true // the first iteration looks whether all that should be here still is
+	failures, verify := 0, true // the first iteration looks whether all that should be here still is
+	_, before := s.snapshot()
 	for ctx.Err() == nil {
 		set, changed := s.snapshot()
+		if changed != before { // maybe in the moment in which an iteration ended
+			before, failures, retryAt, verify, lastDone = changed, 0, time.Time{}, true, time.Time{}
+		}
 		asked, wake := s.triggered()
 		now := s.o.Clock.Now()
 		due := s.due(set.Schedule, now, lastDone)
 		pause := s.pause(set, due.Open, due.Next.Sub(now), retryAt.Sub(now), failures)
-		again, failed := s.nextRetry(now)
-		if failed = failed && failures == 0 && (until.IsZero() || now.Add(again).Before(until)); failed {
+		if again, failed := s.nextRetry(now); failed && failures == 0 && (until.IsZero() || now.Add(again).Before(until)) {
 			pause = min(pause, again)
 		}
 		if s.intent.resumed {
@@ -98,8 +100,6 @@ func (s *Syncer) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-changed:
-			failures, retryAt, verify = 0, time.Time{}, true
-			lastDone = time.Time{}
 		case <-wake:
 		case <-timer.C:
 		}
