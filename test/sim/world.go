@@ -40,6 +40,7 @@ type world struct {
 	pushedNow map[string]bool // by repository@digest: by somebody since all agreed the last time
 	removed   map[string]bool // deleted at a layer since then, and not pushed since then
 	own       [layers]*acknowledged
+	returned  map[string]int         // tags that the cloud was given back to a digest that a layer had pushed, by repository/manifests/tag
 	pushes    [layers]map[string]int // acknowledged, by repository/manifests/tag, and with each of its manifests, by digest
 	deletes   int
 	events    [layers]int             // what may have cost bytes of the link above a layer
@@ -91,7 +92,7 @@ func newWorld(p plan, base string, log func(name string) *slog.Logger) (*world, 
 		plan: p, net: newNetwork(), content: newContent(p.seed), began: time.Now(), close: func() {},
 		history: map[string]map[registry.Digest]bool{}, atCloud: map[string]bool{},
 		writes: map[string]*writes{}, mixed: map[string]bool{}, pushedNow: map[string]bool{}, removed: map[string]bool{}, agreed: map[string]registry.Digest{},
-		about: map[string][]registry.Digest{}, blobs: map[registry.Digest]int{},
+		about: map[string][]registry.Digest{}, returned: map[string]int{}, blobs: map[registry.Digest]int{},
 	}
 	for i := range w.pushedAt {
 		w.pushedAt[i] = map[string]map[registry.Digest]bool{}
