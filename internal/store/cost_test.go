@@ -20,6 +20,9 @@ func TestManifestIsOneTransaction(t *testing.T) {
 	if err := registrytest.Push(t.Context(), s, testRepo, "v1", image); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := s.GetManifest(t.Context(), testRepo, registry.TagReference("v1")); err != nil { // or a HEAD looks for its file
+		t.Fatal(err)
+	}
 	for name, ask := range map[string]func() error{
 		"GET by tag": func() error { _, err := s.GetManifest(t.Context(), testRepo, registry.TagReference("v1")); return err },
 		"GET by digest": func() error {
