@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"reflect"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -322,10 +323,34 @@ func (s *Store) begin(ix *index, write bool) (btx *bbolt.Tx, err error) {
 	}
 	err = guard(func() (err error) { btx, err = ix.db.Begin(write); return err })
 	if errors.Is(err, errDamaged) {
-		ix.stuck.Store(true)
+		if write || !release(ix.db) { // writers come one by one: none waits for the lock that is lost
+			ix.stuck.Store(true)
+		}
 		err = s.breakWhile(ix, err)
 	}
 	return btx, err
+}
+
+// release gives back the locks that bbolt keeps when the begin of a read transaction panics: who waits for them, to begin,
+// to commit or to end what it read, would wait for ever. bbolt has no word for that; false when its locks are not those
+// that are known.
+func release(db *bbolt.DB) bool {
+	meta, mapped := lockOf[sync.Mutex](db, "metalock"), lockOf[sync.RWMutex](db, "mmaplock")
+	if meta == nil || mapped == nil {
+		return false
+	}
+	mapped.RUnlock()
+	meta.Unlock()
+	return true
+}
+
+// lockOf is a lock of bbolt; nil when it has none of that name and type.
+func lockOf[T any](db *bbolt.DB, name string) *T {
+	f := reflect.ValueOf(db).Elem().FieldByName(name)
+	if !f.IsValid() || f.Type() != reflect.TypeFor[T]() {
+		return nil
+	}
+	return (*T)(f.Addr().UnsafePointer())
 }
 
 // wake tells those who wait for what a transaction changed.

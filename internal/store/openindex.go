@@ -24,7 +24,7 @@ import (
 type index struct {
 	db    *bbolt.DB
 	file  *os.File    // has the lock of the data directory
-	stuck atomic.Bool // bbolt panicked with its locks: they are held for ever
+	stuck atomic.Bool // bbolt panicked with the lock of its writers: it is held for ever
 	freed atomic.Bool // the lock of the directory was given back already
 	asked bool        // whether it is covered; under writing
 }

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -251,6 +252,65 @@ func TestBreakWhileRunning(t *testing.T) {
 				t.Errorf("after a restart: %v", err)
 			}
 		})
+	}
+}
+
+// TestBreakWhileReading takes the index away under those who read: who begins to read meets that with the locks of the
+// index, and neither those who read already nor those who begin beside it wait for them for ever.
+func TestBreakWhileReading(t *testing.T) {
+	v := stopped(t)
+	v.reset(t, "", nil)
+	s := openStore(t, v.dir, Options{})
+	const each = 8
+	var begun sync.WaitGroup
+	begun.Add(each)
+	met, ended := make(chan struct{}), make(chan error)
+	for range each {
+		go func() {
+			ended <- s.view(func(*tx) error {
+				begun.Done()
+				<-met
+				return nil
+			})
+		}()
+	}
+	begun.Wait()
+	if err := os.Truncate(indexPath(v.dir), 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.GetManifest(t.Context(), "later/app", registry.TagReference("t1"))
+	if !errors.Is(err, registry.ErrUnavailable) {
+		t.Errorf("without an index: %v", err)
+	}
+	for range each {
+		go func() {
+			_, err := s.GetManifest(t.Context(), "later/app", registry.TagReference("t1"))
+			if errors.Is(err, registry.ErrUnavailable) {
+				err = nil
+			}
+			ended <- err
+		}()
+	}
+	close(met)
+	deadline := time.Now().Add(time.Minute)
+	for range 2 * each {
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(time.Until(deadline)):
+			t.Fatal("somebody waits for ever")
+		}
+	}
+	for ; s.broken.Load() != nil; time.Sleep(time.Millisecond) { // the repair runs against a real disk
+		if time.Now().After(deadline) {
+			t.Fatal("it is not repaired")
+		}
+	}
+	recovered(t, s)
+	if err := v.holdsAll(t.Context(), s); err != nil {
+		t.Error(err)
 	}
 }
 
