@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +37,7 @@ func end(c net.Conn, reset bool) {
 type cutter struct {
 	blob  registrytest.Blob
 	reset bool
+	taken func() bool // whether the client has all that was sent: a reset takes back what is still on its way
 	cuts  []int64
 	sent  []string // Range headers
 }
@@ -60,8 +63,8 @@ func (c *cutter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = fmt.Fprintf(out, "HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", status, size-from)
 	_, _ = out.Write(c.blob.Bytes[from:upto])
 	_ = out.Flush()
-	if cut && c.reset {
-		time.Sleep(20 * time.Millisecond) // or the reset takes back what is still on its way
+	for deadline := time.Now().Add(20 * time.Second); cut && c.reset && !c.taken() && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
 	}
 	end(conn, cut && c.reset)
 }
@@ -73,7 +76,10 @@ func TestBlobContinuesAfterACut(t *testing.T) {
 			t.Run(fmt.Sprintf("reset=%v at %d", reset, at), func(t *testing.T) {
 				c := &cutter{blob: blob, reset: reset, cuts: []int64{at}}
 				p := connect(t, start(t, "127.0.0.1", c), nil)
-				first, err := readBlob(t.Context(), p, "acme/base", blob.Digest, 0)
+				var answered atomic.Bool
+				c.taken = func() bool { return answered.Load() && p.Traffic().BytesReceived >= at }
+				ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotFirstResponseByte: func() { answered.Store(true) }})
+				first, err := readBlob(ctx, p, "acme/base", blob.Digest, 0)
 				if !errors.Is(err, registry.ErrUnavailable) {
 					t.Fatalf("the cut: %d bytes, %v", len(first), err)
 				}
