@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/twin"
 )
@@ -99,12 +100,8 @@ func (c *certificates) run(ctx context.Context, told func(error)) {
 		} else {
 			retry = time.Second
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if clock.Wait(ctx, pause) != nil {
 			return
-		case <-timer.C:
 		}
 	}
 }

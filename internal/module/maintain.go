@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/store"
 )
@@ -21,11 +22,11 @@ func (m *Module) maintain(ctx context.Context) {
 		m.scrub(ctx)
 	}()
 	for _, d := range []time.Duration{startTime, roughTime} {
-		if pause(ctx, d) {
+		if clock.Wait(ctx, d) == nil {
 			m.rest()
 		}
 	}
-	for pause(ctx, m.store.SnapshotInterval()) {
+	for clock.Wait(ctx, m.store.SnapshotInterval()) == nil {
 		if err := m.store.Snapshot(ctx); err != nil && ctx.Err() == nil {
 			m.log.Warn("the index could not be kept; the snapshot before stays", "error", err)
 		}
@@ -54,7 +55,7 @@ func (m *Module) rest() {
 
 // scrub reads content again, and looks each hour whether it is time.
 func (m *Module) scrub(ctx context.Context) {
-	for pause(ctx, lookAgain) {
+	for clock.Wait(ctx, lookAgain) == nil {
 		result, err := m.store.Scrub(ctx, store.ScrubOptions{})
 		switch {
 		case ctx.Err() != nil:
@@ -67,18 +68,6 @@ func (m *Module) scrub(ctx context.Context) {
 		case result.Blobs > 0:
 			m.log.Info("all content was read again and is sound", "blobs", result.Blobs, "bytes", result.Bytes)
 		}
-	}
-}
-
-// pause waits; false when ctx ended.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }
 

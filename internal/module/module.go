@@ -350,12 +350,8 @@ func (m *Module) open(ctx context.Context) error {
 		}
 		m.wrong("storage", registry.StatusDetail{Type: "Storage", Code: string(registry.AsError(err).Code), Description: describe(err)})
 		m.log.Error("the data volume cannot be opened; trying again", "dataVolume", m.dataDir, "in", pause, "error", err)
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
+		if err := clock.Wait(ctx, pause); err != nil {
+			return err
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
@@ -25,7 +26,7 @@ func (s *Store) recover(ctx context.Context) {
 			return
 		}
 		s.log.Error("the index could not be rebuilt yet", "error", err)
-		if !wait(ctx, recoverRetry) {
+		if clock.Wait(ctx, recoverRetry) != nil {
 			return
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
@@ -88,25 +89,13 @@ func (s *Store) keep(ctx context.Context) {
 		if last != 0 && s.uptime()-last > repairForget {
 			pause = 0
 		}
-		for s.broken.Load() != nil && wait(ctx, pause) {
+		for s.broken.Load() != nil && clock.Wait(ctx, pause) == nil {
 			pause = min(max(2*pause, repairFloor), repairCap)
 			if err := s.reopen(ctx); err != nil && ctx.Err() == nil {
 				s.log.Error("the index could not be repaired yet", "error", err, "again", pause.String())
 			}
 		}
 		last = s.uptime()
-	}
-}
-
-// wait waits; false when ctx ended.
-func wait(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
@@ -199,12 +200,8 @@ type paced struct {
 
 func (p *paced) ReadAt(b []byte, off int64) (int, error) {
 	n, err := p.ReaderAt.ReadAt(b, off)
-	timer := time.NewTimer(time.Duration(int64(n) * int64(time.Second) / p.rate))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-p.ctx.Done():
-		return 0, p.ctx.Err()
+	if ended := clock.Wait(p.ctx, time.Duration(int64(n)*int64(time.Second)/p.rate)); ended != nil {
+		return 0, ended
 	}
 	return n, err
 }

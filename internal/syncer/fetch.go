@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/transport"
 )
@@ -209,7 +210,7 @@ func (t *transfer) open(ctx context.Context) (registry.Partial, error) {
 		if !errors.Is(err, registry.ErrConflict) {
 			return nil, err
 		}
-		if err := sleep(ctx, wait); err != nil {
+		if err := clock.Wait(ctx, wait); err != nil {
 			return nil, err
 		}
 	}
@@ -239,7 +240,7 @@ func (t *transfer) fill(ctx context.Context, p registry.Partial) error {
 		}
 		s.o.Logger.Debug("transfer interrupted; it goes on where it stopped", "digest", t.want.Digest, "received", p.Size(), "size", t.want.Size, "error", err)
 		t.step(p.Size(), true)
-		if err := sleep(ctx, time.Duration((0.5+s.o.Rand()/2)*float64(pause))); err != nil {
+		if err := clock.Wait(ctx, time.Duration((0.5+s.o.Rand()/2)*float64(pause))); err != nil {
 			return err
 		}
 	}
@@ -327,16 +328,4 @@ func (f *fetcher) snapshot() []registry.TransferStatus {
 		t.mu.Unlock()
 	}
 	return list
-}
-
-// sleep pauses; it returns early with the context's error.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -271,7 +271,7 @@ func (h *EdgeHub) run(ctx context.Context, slot chan<- Document) {
 		} else if h.o.Clock.Now().Sub(began) >= settled {
 			pause = reconnectFloor
 		}
-		if !sleep(ctx, pause/2+time.Duration(h.o.Rand()*float64(pause))) {
+		if clock.Wait(ctx, pause/2+time.Duration(h.o.Rand()*float64(pause))) != nil {
 			break
 		}
 		pause = min(2*pause, reconnectCap)
@@ -321,16 +321,4 @@ func (h *EdgeHub) failed(ctx context.Context, err error) {
 	h.err, h.told = err, err.Error()
 	h.mu.Unlock()
 	h.o.Log.Log(ctx, level, "edgeHub: no connection; what is here is served, and it is tried again", "error", err)
-}
-
-// sleep waits, and reports whether ctx let it.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

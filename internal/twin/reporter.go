@@ -9,6 +9,8 @@ import (
 	"reflect"
 	"sync"
 	"time"
+
+	"github.com/connected-registry/connected-registry/internal/clock"
 )
 
 const (
@@ -89,7 +91,7 @@ func (r *Reporter) Run(ctx context.Context) {
 		case <-r.wake:
 		}
 		for {
-			if !sleep(ctx, pause) { // first, so that changes come together
+			if clock.Wait(ctx, pause) != nil { // first, so that changes come together
 				return
 			}
 			err := r.report(ctx)

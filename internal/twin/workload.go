@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/connected-registry/connected-registry/internal/clock"
 	"github.com/connected-registry/connected-registry/internal/registry"
 )
 
@@ -240,12 +241,8 @@ func (w *Workload) retry(ctx context.Context, name, method, path string, body []
 			return raw, err
 		}
 		w.o.Log.Debug("workload API: trying again", "call", name, "attempt", try, "error", err)
-		timer := time.NewTimer(pause/2 + time.Duration(w.o.Rand()*float64(pause)))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if clock.Wait(ctx, pause/2+time.Duration(w.o.Rand()*float64(pause))) != nil {
 			return nil, err
-		case <-timer.C:
 		}
 		pause = min(2*pause, workloadCap)
 	}
