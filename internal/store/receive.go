@@ -12,6 +12,10 @@ const (
 	// writebackStep is how much is written before the disk begins with it, in bytes: what a sync waits for at the end is
 	// not the whole of a layer.
 	writebackStep = 8 << 20
+	// reserveLeast and reserveMost bound what is reserved at once of a body whose length is known, in bytes: blocks that
+	// are taken in one go cost less than those that are taken page by page, and what is small is not worth the call.
+	reserveLeast = 4 << 20
+	reserveMost  = 64 << 20
 )
 
 var pieces = sync.Pool{New: func() any { return new([pieceSize]byte) }}
@@ -20,6 +24,10 @@ var pieces = sync.Pool{New: func() any { return new([pieceSize]byte) }}
 // piece that is full is hashed beside that: of the work that a large body is, the hash is half.
 func (u *upload) ReadFrom(r io.Reader) (total int64, err error) {
 	piece, filled, offset := pieces.Get().(*[pieceSize]byte), 0, u.Size()
+	if l, ok := r.(*io.LimitedReader); ok {
+		u.expect(offset + l.N)
+		defer u.trim()
+	}
 	var side *hashing
 	for err == nil {
 		var n int
@@ -48,6 +56,38 @@ func (u *upload) ReadFrom(r io.Reader) (total int64, err error) {
 		err = nil
 	}
 	return total, err
+}
+
+// expect says what size the upload has when the body that begins is all here.
+func (u *upload) expect(size int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.expected = size
+}
+
+// reserve takes blocks for what comes next, and changes no size. It takes no more than came already, so that nobody
+// gets room for a promise, and nothing where room is about to end. Where that fails, the write that follows tells why.
+func (u *upload) reserve() {
+	step := min(u.expected-u.size, u.size, reserveMost)
+	if u.size < u.reserved || step < reserveLeast || u.s.free(step+roomInterval) != nil {
+		return
+	}
+	u.reserved = u.size + step
+	if u.s.fs.Reserve(u.file, u.reserved) != nil {
+		u.expected = 0
+	}
+}
+
+// trim gives back what was reserved for the rest of a body that did not come.
+func (u *upload) trim() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.file != nil && u.size < u.reserved {
+		if err := u.file.Truncate(u.size); err != nil {
+			u.s.log.Warn("blocks of an upload are not given back before it ends", "error", err)
+		}
+	}
+	u.expected, u.reserved = 0, 0
 }
 
 // hashing is a goroutine that hashes pieces.

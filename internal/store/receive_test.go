@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"syscall"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -87,5 +88,82 @@ func TestFailedWriteWhileABodyComes(t *testing.T) {
 	}
 	if n, err := u.(*upload).ReadFrom(bytes.NewReader(make([]byte, 2*pieceSize))); n != 0 || err == nil {
 		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// reservingFS notes what is reserved.
+type reservingFS struct {
+	OSFS
+	asked []int64
+	err   error
+	free  int64 // 0: what there is
+}
+
+func (x *reservingFS) Reserve(f File, size int64) error {
+	x.asked = append(x.asked, size)
+	return errors.Join(x.err, x.OSFS.Reserve(f, size))
+}
+
+func (x *reservingFS) Free(path string) (int64, error) {
+	if x.free > 0 {
+		return x.free, nil
+	}
+	return x.OSFS.Free(path)
+}
+
+// TestBlocksAreReservedForWhatComes: never more than what came already and never beyond the body; what was reserved for
+// a rest that does not come is given back, and where nothing can be reserved the body comes all the same.
+func TestBlocksAreReservedForWhatComes(t *testing.T) {
+	const came, keep = 13 << 20, 1 << 20
+	body := make([]byte, came)
+	for _, c := range []struct {
+		name      string
+		announced int64 // 0: no length
+		free      int64
+		fails     error
+		first     int64 // what is reserved first; 0: nothing ever is
+		once      bool
+	}{
+		{name: "all of it comes", announced: came, first: 8 << 20},
+		{name: "it is cut", announced: came + 50<<20, first: 8 << 20},
+		{name: "the length is not known"},
+		{name: "it is small", announced: reserveLeast},
+		{name: "nothing can be reserved", announced: came, fails: syscall.ENOSPC, first: 8 << 20, once: true},
+		{name: "room is about to end", announced: came, free: keep + reserveLeast + roomInterval - 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			x := &reservingFS{}
+			s := openStore(t, t.TempDir(), Options{FS: x, ReserveBytes: keep})
+			started, err := s.StartUpload(t.Context(), testRepo)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u := started.(*upload)
+			defer func() { _ = u.Cancel(t.Context()) }()
+			x.asked, x.err, x.free = nil, c.fails, c.free
+			var r io.Reader = bytes.NewReader(body)
+			want := int64(came)
+			if c.announced > 0 {
+				r, want = io.LimitReader(r, c.announced), min(want, c.announced)
+			}
+			if n, err := u.ReadFrom(r); n != want || err != nil {
+				t.Fatalf("%d bytes, %v", n, err)
+			}
+			if (len(x.asked) > 0) != (c.first > 0) || c.first > 0 && x.asked[0] != c.first || c.once && len(x.asked) > 1 {
+				t.Errorf("reserved up to %d", x.asked)
+			}
+			for n, size := range x.asked {
+				if size > c.announced || n > 0 && size > 2*x.asked[n-1] {
+					t.Errorf("reserved up to %d of %d", x.asked, c.announced)
+				}
+			}
+			info, err := u.file.Stat()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if used := info.Sys().(*syscall.Stat_t).Blocks * 512; info.Size() != want || used > want+1<<20 {
+				t.Errorf("%d bytes take %d, want %d", info.Size(), used, want)
+			}
+		})
 	}
 }

@@ -48,7 +48,9 @@ type upload struct {
 	file File // nil after the end of this use
 	size int64
 
-	begun int64 // bytes that the disk was told to begin with
+	begun    int64 // bytes that the disk was told to begin with
+	expected int64 // size at the end of the body that is being read; 0 where its length is not known
+	reserved int64 // bytes that have blocks; 0 where none were taken for what comes
 }
 
 var errUploadClosed = errors.New("store: use of an upload after its end")
@@ -228,6 +230,7 @@ func (u *upload) append(p []byte) (n int, at int64, err error) {
 		}
 		u.ses.checked = end + roomInterval
 	}
+	u.reserve()
 	n, err = writeFull(u.file, p, u.size)
 	if err != nil {
 		// The bytes that were written stay out of the hash and of the size that the client is told only if they are gone.
