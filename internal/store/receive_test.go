@@ -157,13 +157,49 @@ func TestBlocksAreReservedForWhatComes(t *testing.T) {
 					t.Errorf("reserved up to %d of %d", x.asked, c.announced)
 				}
 			}
-			info, err := u.file.Stat()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if used := info.Sys().(*syscall.Stat_t).Blocks * 512; info.Size() != want || used > want+1<<20 {
-				t.Errorf("%d bytes take %d, want %d", info.Size(), used, want)
+			if size, used := room(t, u); size != want || used > want+1<<20 {
+				t.Errorf("%d bytes take %d, want %d", size, used, want)
 			}
 		})
+	}
+}
+
+// room is the size of an upload and what its blocks take, in bytes.
+func room(t *testing.T, u *upload) (size, used int64) {
+	t.Helper()
+	info, err := u.file.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size(), info.Sys().(*syscall.Stat_t).Blocks * 512
+}
+
+// TestKilledUploadGivesBackWhatWasReserved when a later process goes on with it.
+func TestKilledUploadGivesBackWhatWasReserved(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, Options{})
+	started, err := s.StartUpload(t.Context(), testRepo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := started.(*upload)
+	if _, err := killed.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.fs.Reserve(killed.file, 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(killed.Close(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	resumed, err := openStore(t, dir, Options{}).ResumeUpload(t.Context(), testRepo, killed.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size, used := room(t, resumed.(*upload)); size != 1000 || used > 1<<20 {
+		t.Errorf("%d bytes take %d", size, used)
+	}
+	if err := resumed.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -154,6 +154,9 @@ func (s *Store) ResumeUpload(ctx context.Context, repo, id string) (registry.Upl
 	if err == nil {
 		info, statErr := f.Stat()
 		if statErr == nil {
+			if !ok {
+				_ = f.Truncate(info.Size()) // a process that was killed did not give back what it had reserved
+			}
 			return &upload{s: s, ses: ses, file: f, size: info.Size(), begun: info.Size()}, nil
 		}
 		err = errors.Join(statErr, f.Close())
