@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestConfigurationFile gives "config check" and serve files that cannot be used. The check exits with 1; serve goes on
@@ -98,7 +97,7 @@ func TestConfigurationFile(t *testing.T) {
 // check runs "config check".
 func check(t *testing.T, file string) (out string, code int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	b, err := exec.CommandContext(ctx, binary, "config", "check", file).CombinedOutput()
 	if exit := new(exec.ExitError); errors.As(err, &exit) {
