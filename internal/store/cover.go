@@ -1,7 +1,7 @@
 package store
 
 import (
-	"errors"
+	"io"
 	"slices"
 )
 
@@ -38,24 +38,8 @@ func (s *Store) standIn(logs []span) (name string, seq uint64) {
 
 // snapshotSeq reads a whole snapshot and returns its last transaction.
 func (s *Store) snapshotSeq(path string) (uint64, error) {
-	f, err := s.fs.Open(path, false)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	v, err := inspectIndex(f, info.Size())
-	if err != nil {
-		return 0, err
-	}
-	end, ok := decodeSeal(v.end)
-	if !ok {
-		return 0, damaged("a snapshot without its seal")
-	}
-	return end.seq, nil
+	p, err := s.unpack(path, io.Discard)
+	return p.seq, err
 }
 
 // cover looks once, before the first transaction of an index, whether it is covered by what a process before left;
@@ -129,8 +113,14 @@ func (s *Store) rest() error {
 	if s.redo == nil || s.redo.ended || s.broken.Load() != nil || s.redo.last != s.sealed.Load() {
 		return nil
 	}
-	if err := s.flush(restPatience); err != nil {
+	if err := s.flush(s.patience()); err != nil {
 		return err
 	}
-	return errors.Join(s.syncIndex(), s.redo.end())
+	if err := s.syncIndex(); err != nil {
+		return err
+	}
+	if err := s.step("rest"); err != nil {
+		return err
+	}
+	return s.redo.end()
 }

@@ -33,6 +33,7 @@ type cutFS struct {
 	left    int                 // operations until the cut; 0 is none
 	to      string              // where what is left goes
 	older   [][]byte            // the index at earlier times
+	rested  []byte              // as it was synced at an orderly end
 	dead    bool
 }
 
@@ -86,13 +87,27 @@ func (x *cutFS) op() error {
 }
 
 // alive fails the steps of a commit after the cut: bbolt has a disk of its own that goes on.
-func (x *cutFS) alive(string) error {
+func (x *cutFS) alive(step string) (err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.dead {
 		return errCut
 	}
-	return nil
+	if step == "rest" {
+		x.rested, err = os.ReadFile(indexPath(x.dir))
+	}
+	return err
+}
+
+// cutNow cuts the power unless it is gone.
+func (x *cutFS) cutNow() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.dead {
+		return nil
+	}
+	x.dead = true
+	return x.cut()
 }
 
 func (x *cutFS) change(from, to string, do func(names map[string]*cutNode)) {
@@ -154,7 +169,7 @@ func (x *cutFS) mixed(a, b []byte) []byte {
 
 // tornIndex is what is left of an index that nobody synced.
 func (x *cutFS) tornIndex(now []byte) []byte {
-	if len(x.older) == 0 {
+	if len(x.older) == 0 || bytes.Equal(x.rested, now) {
 		return now
 	}
 	old := x.older[x.random.IntN(len(x.older))]
@@ -288,7 +303,8 @@ func (f *cutFile) Sync() error {
 }
 
 // TestPowerCut cuts the power of a model of a disk at random operations, in process after process: whatever is left of
-// the names, the files and an index that nobody synced, all that was acknowledged is there.
+// the names, the files and an index that nobody synced, all that was acknowledged is there. Some processes end in order,
+// and the power is cut while they do, or after it.
 func TestPowerCut(t *testing.T) {
 	seeds, lives := 20, 4
 	if long {
@@ -308,8 +324,19 @@ func TestPowerCut(t *testing.T) {
 					x.store = s
 					x.mu.Unlock()
 					id := s.InstanceID()
-					workUntilCut(t, s, o, random, uint64(life)<<32|uint64(seed)<<16)
+					stop := 0
+					if random.IntN(3) == 0 {
+						stop = 1 + random.IntN(60)
+					}
+					if workUntilCut(t, s, o, random, uint64(life)<<32|uint64(seed)<<16, stop) {
+						x.mu.Lock()
+						x.left = 1 + random.IntN(70)
+						x.mu.Unlock()
+					}
 					_ = s.Close()
+					if err := x.cutNow(); err != nil {
+						t.Fatal(err)
+					}
 					again := openStore(t, copyOf(t, next), Options{Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 					if again.InstanceID() != id && !again.recovering.Load() {
 						t.Error("the index has another name after a power cut")
@@ -336,8 +363,9 @@ func copyOf(t *testing.T, dir string) string {
 	return to
 }
 
-// workUntilCut does what clients and synchronisation do until something fails.
-func workUntilCut(t *testing.T, s *Store, o *oracle, random *rand.Rand, number uint64) {
+// workUntilCut does what clients and synchronisation do until something fails, or for so many images, when it returns
+// true; 0 is without an end.
+func workUntilCut(t *testing.T, s *Store, o *oracle, random *rand.Rand, number uint64, images int) bool {
 	t.Helper()
 	sizes := func() int {
 		if random.IntN(4) == 0 {
@@ -345,7 +373,7 @@ func workUntilCut(t *testing.T, s *Store, o *oracle, random *rand.Rand, number u
 		}
 		return random.IntN(5000)
 	}
-	for n := number; ; n++ {
+	for n := number; images == 0 || n < number+uint64(images); n++ {
 		image := registrytest.NewImage(n, sizes(), sizes())
 		acts := []act{}
 		tag := fmt.Sprint("t", random.IntN(20))
@@ -379,10 +407,12 @@ func workUntilCut(t *testing.T, s *Store, o *oracle, random *rand.Rand, number u
 			o.partial = 0
 			clear(o.queued)
 			if err := a.do(t.Context(), s, o); err != nil {
-				return
+				return false
 			}
+			clear(o.queued) // nothing climbs here
 		}
 	}
+	return true
 }
 
 // TestSwitch cuts the power after a log took the place of another and before its snapshot is there: what the new log has

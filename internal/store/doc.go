@@ -1,7 +1,7 @@
 // Package store keeps a registry's content in one data directory: an index in bbolt, content in files named by their
 // digest. It implements registry.Registry for clients and registry.Replica for synchronisation.
 //
-//	snapshot-1, -2        the index as it was at some time of this day, and before that
+//	snapshot-1, -2        the index as it was at some time of this day, and before that, packed (pack.go)
 //	redo-1, -2            what each transaction since then did to it
 //	meta.db               the index; its flock is the lock of the directory (buckets.go has the schema)
 //	blobs/sha256/ab/<hex> content, immutable, manifests included
@@ -17,6 +17,8 @@
 // goes (kept.go). The index is not synced while a snapshot and the log stand for all of it (cover.go). A failed fsync is
 // final for its file. Unfinished content has no rows: an upload or a partial costs no index commit per request or chunk,
 // so that a pushed image costs one commit for each blob and manifest.
+//
+// An orderly end leaves an index without gaps, two snapshots of it and empty logs (leave.go).
 //
 // A row is not believed before the file has the row's size: content that is missing or short counts as absent, and is
 // fetched or pushed again. The first time that a process gives content out it is hashed, and a scrub hashes everything

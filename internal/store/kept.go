@@ -21,8 +21,6 @@ const (
 	smallContent = 16 << 10
 	// sentAhead is how many such files are worth it to have the disk begin with all of them first.
 	sentAhead = 16
-	// restPatience is how long an orderly end syncs such files; the next start looks at what is left.
-	restPatience = 3 * time.Second
 )
 
 // kept is the content whose bytes are in the log, and may not be on the disk in their file yet.

@@ -17,6 +17,7 @@ import (
 var migrations = []migration{
 	func(*bbolt.Tx) error { return nil }, // 2: the seal, which each migration makes anew
 	func(*bbolt.Tx) error { return nil }, // 3: without its log the index may not be what was acknowledged, see cover.go
+	func(*bbolt.Tx) error { return nil }, // 4: its snapshots are packed, see pack.go
 }
 
 type migration func(*bbolt.Tx) error

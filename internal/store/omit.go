@@ -11,6 +11,7 @@ const (
 	omitIndexSync = false // the log and bbolt without their sync
 	omitContent   = false // small content is not in the log
 	omitFlush     = false // the files of small content are not synced before their log goes
+	omitPackSync  = false // no fsync of a snapshot
 	omitSwitch    = false // no fsync of the directory when a log takes the place of another
 	omitSizeCheck = false // a row is believed without a look at its file
 )

@@ -18,6 +18,7 @@ var (
 	omitIndexSync = slices.Contains(omitted, "index-sync")
 	omitContent   = slices.Contains(omitted, "content")
 	omitFlush     = slices.Contains(omitted, "flush")
+	omitPackSync  = slices.Contains(omitted, "snapshot-sync")
 	omitSwitch    = slices.Contains(omitted, "switch")
 	omitSizeCheck = slices.Contains(omitted, "size-check")
 )

@@ -113,7 +113,10 @@ func (s *Store) openIndex(ctx context.Context, atLeast uint64) (how opened, err 
 		err = s.reaches(atLeast, logs)
 	}
 	if err == nil {
-		return how, s.compacted(ctx, seen.size, seen.used)
+		if s.loose(seen.size-seen.used, seen.size) {
+			err = s.compacted(seen.size, seen.used)
+		}
+		return how, err
 	}
 	if !errors.Is(err, errDamaged) {
 		return how, err
@@ -192,19 +195,11 @@ func (s *Store) remakeIndex(ctx context.Context, old *os.File, name string, logs
 
 // overwrite writes a snapshot over a file.
 func (s *Store) overwrite(f *os.File, name string) error {
-	in, err := s.fs.Open(s.path(name), false)
+	p, err := s.unpack(s.path(name), io.NewOffsetWriter(f, 0))
 	if err != nil {
 		return err
 	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	if _, err = io.Copy(io.NewOffsetWriter(f, 0), io.NewSectionReader(in, 0, info.Size())); err != nil {
-		return err
-	}
-	return errors.Join(f.Truncate(info.Size()), f.Sync())
+	return errors.Join(f.Truncate(p.size), f.Sync())
 }
 
 // replaceIndex sets the index aside and opens one that is made of a snapshot, or a new one for an empty name. old is the
@@ -239,23 +234,17 @@ func (s *Store) replaceIndex(ctx context.Context, old *os.File, name string, log
 	return how, nil
 }
 
-// compacted makes an open index smaller when that is worth it.
-func (s *Store) compacted(ctx context.Context, size, used int64) error {
+// compacted makes an open index smaller.
+func (s *Store) compacted(size, used int64) error {
 	ix := s.index.Load()
-	done, err := s.compact(ix.db, size-used, size)
+	f, err := s.compact(ix.db, size-used, size)
 	if err != nil {
 		s.log.Warn("the index could not be made smaller", "error", err)
-	}
-	if !done {
 		return nil
 	}
 	s.marked = mark{}
 	if err := ix.db.Close(); err != nil {
-		return err
-	}
-	f, err := s.lockIndex(ctx)
-	if err != nil {
-		return err
+		return errors.Join(err, f.Close())
 	}
 	return s.openBolt(f, &opened{}, nil)
 }
@@ -453,7 +442,7 @@ func (s *Store) load(db *bbolt.DB) error {
 }
 
 // boltOptions has no NoSync in a release: that comes once the index is covered. The free list is not written, which saves a quarter of the bytes of a small commit; it
-// is found again at start, by a walk that verifyIndex has made safe.
+// is found again at start, by a walk that inspectIndex has made safe.
 func boltOptions(f *os.File, timeout time.Duration) *bbolt.Options {
 	maxSize := int64(8) << 30
 	if strconv.IntSize == 32 {

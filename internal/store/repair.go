@@ -68,6 +68,9 @@ func (s *Store) keep(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			if err := s.makeSmall(context.WithoutCancel(ctx)); err != nil {
+				s.log.Info("the index and its logs stay as they are until the next start", "error", err)
+			}
 			return
 		case <-s.suspected:
 			if s.uptime()-looked < lookAgain {

@@ -130,18 +130,19 @@ func (v volumeOf) holdsAll(ctx context.Context, s *Store) error {
 // spoil damages the bytes of a file as a bad card does.
 func spoil(random *rand.Rand, kind int, good []byte) []byte {
 	bad := bytes.Clone(good)
-	used := max(len(bytes.TrimRight(good, "\x00")), 4096)
-	page := func() int { return random.IntN(used/4096) * 4096 }
+	size := max(min(len(good)/8, 4096), 8) // of a page; a packed snapshot may be smaller than one
+	used := max(len(bytes.TrimRight(good, "\x00")), size)
+	page := func() int { return random.IntN(used/size) * size }
 	switch kind {
 	case 0:
-		clear(bad[page():][:4096])
+		clear(bad[page():][:size])
 	case 1:
 		bad = bad[:random.IntN(len(bad))]
 	case 2: // a page that went to another's place
-		copy(bad[page():], bytes.Clone(bad[page():][:4096]))
-	case 3: // half of a page, as a sector of 512 bytes that was not written
-		at := page() + random.IntN(8)*512
-		for i := range 512 {
+		copy(bad[page():], bytes.Clone(bad[page():][:size]))
+	case 3: // an eighth of a page, as a sector of 512 bytes that was not written
+		at := page() + random.IntN(8)*(size/8)
+		for i := range size / 8 {
 			bad[at+i] = byte(random.Uint32())
 		}
 	default:
@@ -204,8 +205,9 @@ func TestBreakWhileRunning(t *testing.T) {
 			return errors.Join(os.WriteFile(path+".new", []byte("something else"), 0o600), os.Rename(path+".new", path))
 		},
 		"replaced by an old one": func(path string) error {
-			body, err := os.ReadFile(filepath.Join(filepath.Dir(path), snapshotNames[1]))
-			return errors.Join(err, os.WriteFile(path+".new", body, 0o600), os.Rename(path+".new", path))
+			var body bytes.Buffer
+			_, err := (&Store{fs: OSFS{}}).unpack(filepath.Join(filepath.Dir(path), snapshotNames[1]), &body)
+			return errors.Join(err, os.WriteFile(path+".new", body.Bytes(), 0o600), os.Rename(path+".new", path))
 		},
 		"zeroed": func(path string) error {
 			body, err := os.ReadFile(path)

@@ -3,9 +3,8 @@ package store
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
-	"path/filepath"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -16,7 +15,10 @@ import (
 // snapshotNames are the snapshots of the index, the latest first.
 var snapshotNames = []string{"snapshot-1", "snapshot-2"}
 
-const snapshotTemp = "snapshot.new"
+const (
+	snapshotTemp = "snapshot.new"
+	snapshotRaw  = "snapshot.raw" // the index before it is packed
+)
 
 // snapshotUnit is how large an index may be to be kept each hour; a larger one is kept less often in proportion, so
 // that a busy device writes so many bytes in an hour at most.
@@ -145,29 +147,42 @@ func (s *Store) switchRedo() error {
 	return nil
 }
 
-// copyIndex writes the index of one transaction to a new file, and returns which that was.
+// copyIndex writes the index of one transaction to a new snapshot, and returns which that was. The copy that is looked
+// through is the one that is packed, and the snapshot is read once before it is believed.
 func (s *Store) copyIndex(path string) (seq uint64, err error) {
-	return seq, s.view(func(t *tx) error {
-		last, _ := readSeal(t.Tx)
-		seq = last.seq
-		if err := s.room(t.Size()); err != nil {
+	raw := s.path(snapshotRaw)
+	if err := s.fs.Remove(raw); err != nil && !isAbsent(err) {
+		return 0, err
+	}
+	var f File
+	var m mark
+	err = s.view(func(t *tx) error {
+		if err := s.room(t.Size() + t.Size()/2); err != nil {
 			return err
 		}
-		f, err := s.fs.Create(path)
-		if err != nil {
+		if f, err = s.fs.Create(raw); err != nil {
 			return err
 		}
-		_, err = t.WriteTo(&appender{f: f})
-		if err == nil {
-			err = f.Sync()
+		if _, err = t.WriteTo(&appender{f: f}); err != nil {
+			return err
 		}
-		if err == nil {
-			if err = verifyIndex(f, t.Size()); errors.Is(err, errDamaged) {
-				err = s.breakIndex(err)
-			}
+		v, err := inspectIndex(f, t.Size())
+		if errors.Is(err, errDamaged) {
+			return s.breakIndex(err)
 		}
-		return errors.Join(err, f.Close())
+		m = v.mark()
+		return err
 	})
+	if f == nil {
+		return 0, err
+	}
+	if err == nil {
+		err = s.pack(f, path, packed{m.seq, m.size})
+	}
+	if err == nil {
+		seq, err = s.snapshotSeq(path)
+	}
+	return seq, errors.Join(err, f.Close(), s.fs.Remove(raw))
 }
 
 // appender is an io.Writer over a File.
@@ -192,20 +207,8 @@ func (s *Store) hasSnapshot() bool {
 	return false
 }
 
-// copySnapshot copies a sound snapshot to the name of the index, which must be free or may be replaced.
+// copySnapshot unpacks a sound snapshot to the name of the index, which must be free or may be replaced.
 func (s *Store) copySnapshot(path string) error {
-	in, err := s.fs.Open(path, false)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	if err := verifyIndex(in, info.Size()); err != nil {
-		return err
-	}
 	temp := s.path(snapshotTemp)
 	if err := s.fs.Remove(temp); err != nil && !isAbsent(err) {
 		return err
@@ -214,8 +217,7 @@ func (s *Store) copySnapshot(path string) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(&appender{f: out}, io.NewSectionReader(in, 0, info.Size()))
-	if err == nil {
+	if _, err = s.unpack(path, &appender{f: out}); err == nil {
 		err = out.Sync()
 	}
 	if err = errors.Join(err, out.Close()); err == nil {
@@ -237,43 +239,69 @@ const (
 	compactTx    = 4 << 20 // bytes of one transaction of the copy
 )
 
-// compact writes an index that is mostly free space anew: bbolt never makes its file smaller. Whatever goes wrong, the
-// index that is there stays. The lock of the old file is held until its end; the caller opens the new one.
-func (s *Store) compact(db *bbolt.DB, free, size int64) (done bool, err error) {
-	if size <= s.compactAbove() || size <= 3*(size-free) && (free < compactLarge || free <= size/2) {
-		return false, nil
-	}
+// loose reports an index that a start writes anew.
+func (s *Store) loose(free, size int64) bool {
+	return size > s.compactAbove() && (size > 3*(size-free) || free >= compactLarge && free > size/2)
+}
+
+// compact writes an index anew without what is free in it: bbolt never makes its file smaller. Whatever goes wrong, the
+// index that is there stays. What it returns has the lock of the directory, as the old file still has.
+func (s *Store) compact(db *bbolt.DB, free, size int64) (f *os.File, err error) {
 	path := s.path(compactName)
 	if err := s.fs.Remove(path); err != nil && !isAbsent(err) {
-		return false, err
+		return nil, err
 	}
 	if err := s.room(size - free); err != nil {
-		return false, err
+		return nil, err
 	}
 	dst, err := bbolt.Open(path, 0o600, &bbolt.Options{NoSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	err = guard(func() error { return bbolt.Compact(dst, db, compactTx) })
 	if err == nil {
 		err = dst.Sync()
 	}
 	if err = errors.Join(err, dst.Close()); err == nil {
-		err = s.fs.Rename(path, s.path(indexName))
+		f, err = s.lockCompact(path)
+	}
+	if err == nil {
+		if err = s.fs.Rename(path, s.path(indexName)); err == nil {
+			err = s.fs.SyncDir(s.dir)
+		}
 	}
 	if err != nil {
+		if f != nil {
+			_ = f.Close()
+		}
 		_ = s.fs.Remove(path)
-		return false, err
+		return nil, err
 	}
-	if err := s.fs.SyncDir(s.dir); err != nil {
-		return false, err
+	s.log.Info("the index is written anew without its free space", "bytesBefore", size, "bytesNeeded", size-free)
+	return f, nil
+}
+
+// lockCompact opens and locks an index that was written anew, and compares it with the one that it is of.
+func (s *Store) lockCompact(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
 	}
-	after := int64(0)
-	if info, err := os.Lstat(filepath.Join(s.dir, indexName)); err == nil {
-		after = info.Size()
+	var v *verifier
+	info, err := f.Stat()
+	if err == nil {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	}
-	s.log.Info("the index was mostly free space and is written anew", "bytesBefore", size, "bytesAfter", after)
-	return true, nil
+	if err == nil {
+		v, err = inspectIndex(f, info.Size())
+	}
+	if err == nil && v.mark().seq != s.sealed.Load() {
+		err = damaged("the index that was written anew is another one")
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // compactAbove is compactFree, or what a test wants.

@@ -130,6 +130,7 @@ type Store struct {
 	worker sync.WaitGroup
 	keeper sync.WaitGroup
 	closed atomic.Bool
+	ending time.Duration // uptime at the begin of an orderly end
 }
 
 var (
@@ -155,6 +156,7 @@ func (s *Store) Close() error {
 	if !s.closed.CompareAndSwap(false, true) {
 		return nil
 	}
+	s.ending = s.uptime()
 	s.stop()
 	s.worker.Wait()
 	s.keeper.Wait()

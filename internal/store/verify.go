@@ -42,13 +42,7 @@ type verifier struct {
 	version  []byte // of the schema
 }
 
-// verifyIndex checks the structure of an index file of so many bytes. Errors: errDamaged, and those of reading.
-func verifyIndex(f io.ReaderAt, size int64) error {
-	_, err := inspectIndex(f, size)
-	return err
-}
-
-// inspectIndex is verifyIndex; it returns what the walk saw.
+// inspectIndex checks an index file of so many bytes, and returns what it saw. Errors: errDamaged, and those of reading.
 func inspectIndex(f io.ReaderAt, size int64) (*verifier, error) {
 	readAhead(f, size)
 	v := &verifier{f: f, at: root}

@@ -209,7 +209,7 @@ func order(lines *bufio.Scanner, content map[string]bool) (lacks string, err err
 		case m == nil:
 		case filepath.Base(m[2]) == "meta.db":
 			over = named == len(content) // the orderly end, which syncs all
-		case strings.HasPrefix(filepath.Base(m[2]), "redo"):
+		case strings.HasPrefix(filepath.Base(m[2]), "redo-"): // not redo.new, of the orderly end
 			clear(waiting) // names without their directory go on waiting: it may be another's record
 		default:
 			synced[m[2]] = true
