@@ -191,6 +191,20 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
+// TestPowerCutAtTheEnd cuts the power while the process ends in order, with logs that are long for this build: the end
+// writes the index anew, and two snapshots of it.
+func TestPowerCutAtTheEnd(t *testing.T) {
+	n := max(1, count(t, 5, 1000)/5)
+	path := crippled(t)
+	for _, kind := range []string{"ext4", "xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			mustMount(t, kind)
+			t.Parallel()
+			rounds(t, path, kind, leaving, n, "").clean(t)
+		})
+	}
+}
+
 // TestKill kills the process at random moments.
 func TestKill(t *testing.T) {
 	x := rounds(t, binary(t), "", killed, count(t, 5, 1000), "")

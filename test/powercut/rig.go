@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/connected-registry/connected-registry/internal/module"
@@ -48,6 +49,7 @@ const (
 	powerCut  ending = iota // the file system stops writing, then the process is killed
 	killed                  // kill -9
 	terminate               // SIGTERM
+	leaving                 // SIGTERM, and a power cut while the process ends
 )
 
 // rig is a registry on a volume, under a parent that is elsewhere.
@@ -183,7 +185,7 @@ func (r *rig) round(ctx context.Context, end ending, number uint64) error {
 	target := r.oracle.count() + 1 + rng.IntN(maxAcks)
 	err := r.await(ctx, target, time.Duration(rng.IntN(4000))*time.Microsecond, errs)
 	r.stopping.Store(true)
-	err = errors.Join(err, r.end(end))
+	err = errors.Join(err, r.end(end, time.Duration(rng.IntN(250))*time.Millisecond))
 	cancel()
 	group.Wait()
 	r.client.close()
@@ -213,13 +215,21 @@ func (r *rig) await(ctx context.Context, acks int, moment time.Duration, errs <-
 	return nil
 }
 
-// end ends the process in one of the ways.
-func (r *rig) end(how ending) error {
+// end ends the process in one of the ways; the power of one that is leaving is cut after so long.
+func (r *rig) end(how ending, after time.Duration) error {
 	switch how {
 	case powerCut:
 		return errors.Join(r.volume.cut(), r.layer.Kill())
 	case killed:
 		return r.layer.Kill()
+	case leaving:
+		pid, cut := r.layer.Pid(), make(chan error, 1)
+		time.AfterFunc(after, func() {
+			cut <- r.volume.cut()
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+		})
+		_ = r.layer.Stop() // killed, or in order
+		return <-cut
 	}
 	begin := time.Now()
 	err := r.layer.Stop()
@@ -229,7 +239,7 @@ func (r *rig) end(how ending) error {
 
 // again starts the registry anew, without its parent, and reads everything back.
 func (r *rig) again(ctx context.Context, how ending) error {
-	if how == powerCut {
+	if how == powerCut || how == leaving {
 		if err := r.volume.remount(ctx); err != nil {
 			return err
 		}
