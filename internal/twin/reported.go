@@ -88,7 +88,7 @@ func Acknowledge(d Document, c registry.Config, errs []registry.FieldError) map[
 // Reported makes the reported properties of a status, with ACR's names, and of the acknowledgements by section. It has
 // at most MaxReported bytes as JSON and keeps the hub's rules: strings of at most 4096 bytes, whole numbers within
 // 2^52, no null in an array. What does not fit goes in this order: the details of what is wrong from the last to the
-// first, the texts of the acknowledgements, their values.
+// first, the texts of the acknowledgements, their values, the ends of the longest facts.
 //
 // Figures that change with every request are rounded, so that traffic alone makes no report.
 func Reported(status registry.Status, acks map[string]Ack) map[string]any {
@@ -116,10 +116,28 @@ func Reported(status registry.Status, acks map[string]Ack) map[string]any {
 			p["statusDetails"] = details
 		}
 		addAcks(p, bounded)
-		if size(p) <= MaxReported || !shrink(&details, bounded) {
+		if size(p) <= MaxReported || !shrink(&details, bounded) && !shorten(&status) {
 			return p
 		}
 	}
+}
+
+// shorten cuts the texts that are longest among the facts, whose characters JSON may write with six bytes each, and reports
+// whether there was one to cut.
+func shorten(s *registry.Status) bool {
+	long := []*string{&s.Sync.Error, &s.LoginServer.Host, &s.Parent.GatewayEndpoint}
+	if s.Outbox != nil {
+		outbox := *s.Outbox // the caller's stays as it is
+		s.Outbox = &outbox
+		long = append(long, &outbox.Error)
+	}
+	cut := false
+	for _, t := range long {
+		if len(*t) > 64 {
+			*t, cut = text(*t, 64), true
+		}
+	}
+	return cut
 }
 
 // shrink makes the report smaller by one step, and reports whether there was one.

@@ -99,6 +99,22 @@ func TestReportedDropsListsBeforeFacts(t *testing.T) {
 	}
 }
 
+// Characters that JSON writes with six bytes are no reason for a report that is too large.
+func TestReportedOfControlCharacters(t *testing.T) {
+	long := strings.Repeat("\x00", 9000)
+	s := registry.Status{
+		Name: long, InstanceID: long, Version: long, ConnectionState: registry.ConnectionState(long), LoginServer: registry.LoginServer{Host: long},
+		Parent: registry.ParentStatus{GatewayEndpoint: long}, Sync: registry.SyncStatus{Error: long}, Outbox: &registry.OutboxStatus{Error: long},
+	}
+	body, err := json.Marshal(twin.Reported(s, nil))
+	if err != nil || len(body) > twin.MaxReported {
+		t.Errorf("%d bytes, %v", len(body), err)
+	}
+	if s.Outbox.Error != long {
+		t.Error("the arguments were changed")
+	}
+}
+
 // Always: at most 8 KiB, the hub's rules for strings, numbers, names and arrays, and the arguments are as they were.
 func TestReportedFitsAlways(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
