@@ -155,7 +155,7 @@ func TestWorkloadIsBounded(t *testing.T) {
 	if _, err := w.TrustBundle(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	gone := client(t, "unix://"+filepath.Join(t.TempDir(), "none.sock"), func(o *twin.WorkloadOptions) { o.Timeout = 300 * time.Millisecond })
+	gone := client(t, "unix://"+filepath.Join(t.TempDir(), "none.sock"), func(o *twin.WorkloadOptions) { o.Timeout = 3 * time.Second })
 	if _, err := gone.Sign(t.Context(), []byte("x")); err == nil || !strings.Contains(err.Error(), "none.sock") {
 		t.Errorf("no socket: %v", err)
 	}
