@@ -26,17 +26,20 @@ var spans = []struct {
 	name   string
 	bytes  int // per second; 0: nothing between
 	amount int // of SyncMiB, one part in so many
+	paused int // MiB of a turn in which clients pause: enough for some hundred pulls
 }{
-	{"nothing between", 0, 1},
-	{"1 Gbit/s", 125e6, 2},
-	{"100 Mbit/s", 125e5, 12},
+	{"nothing between", 0, 1, 1280},
+	{"1 Gbit/s", 125e6, 2, 384},
+	{"100 Mbit/s", 125e5, 12, 48},
 }
 
 const (
 	// turns is how often rest and sync take turns, so that what the machine does besides hits both.
 	turns = 4
-	// pause is how long a client that does not pull back to back waits before each pull.
-	pause = 5 * time.Millisecond
+	// pause is how long a client that does not pull back to back waits before each pull, and restPaused how long it pulls at
+	// rest: the 99th percentile of less than some hundred pulls would be the one that took longest.
+	pause      = 5 * time.Millisecond
+	restPaused = 4 * time.Second
 	// perTurn is how many images a sync brings, so that there is something to be done at once.
 	perTurn = 4
 )
@@ -45,15 +48,16 @@ const (
 func (b *bench) during(ctx context.Context) error {
 	for _, line := range spans {
 		t := b.table("during", "a sync at full speed, and local pulls meanwhile; the link: "+line.name, siteNames...)
-		t.note("%d MiB; a pull is HEAD and GET of the tag, config and a layer of 64 KiB, over a connection that is kept, back to back or %v after the one", max(b.SyncMiB/line.amount, perTurn*turns), pause)
+		t.note("%d MiB, %d where clients pause; a pull is HEAD and GET of the tag, config and a layer of 64 KiB, over a connection that is kept, back to back or %v after the one", max(b.SyncMiB/line.amount/turns, perTurn), line.paused, pause)
 		t.note("before; who measures has a core of its own. distribution syncs by 4 clients that pull what it has not; regsync's figures are those of regsync and olareg")
-		for n := range b.rounds(b.Rounds) {
+		for n := range b.rounds(min(b.Rounds, 2)) { // each has some hundred pulls
 			for _, name := range siteNames {
 				if !b.measures(name) {
 					continue
 				}
 				b.say("sync at full speed, %s: %s, round %d", line.name, name, n+1)
-				if err := b.busy(ctx, t, name, line.bytes, b.SyncMiB*mib/line.amount); err != nil {
+				sizes := [2]int{max(b.SyncMiB*mib/line.amount/turns, perTurn*mib), line.paused * mib}
+				if err := b.busy(ctx, t, name, line.bytes, sizes); err != nil {
 					return fmt.Errorf("%s: %w", name, err)
 				}
 			}
@@ -68,8 +72,8 @@ func (b *bench) measures(site string) bool {
 	return len(b.Sites) == 0 || slices.Contains(b.Sites, site)
 }
 
-// busy is one round of one site.
-func (b *bench) busy(ctx context.Context, t *section, name string, speed, size int) error {
+// busy is one round of one site; sizes are what a turn syncs, in bytes, where clients pull back to back and where they pause.
+func (b *bench) busy(ctx context.Context, t *section, name string, speed int, sizes [2]int) error {
 	restore, err := leaveMeter()
 	if err != nil {
 		return err
@@ -112,8 +116,9 @@ func (b *bench) busy(ctx context.Context, t *section, name string, speed, size i
 	}
 	for turn := -1; turn < turns; turn++ { // at the first nobody pulls
 		var big []wanted
+		pattern := max(turn, 0) % 2
 		for n := range perTurn {
-			size := max(size/turns, perTurn*mib) / perTurn / 2
+			size := sizes[pattern] / perTurn / 2
 			w, err := f.put(ctx, "big", fmt.Sprintf("v%d-%d", turn+1, n), registrytest.NewImage(uint64(1000+10*turn+n), size, size))
 			if err != nil {
 				return err
@@ -123,13 +128,13 @@ func (b *bench) busy(ctx context.Context, t *section, name string, speed, size i
 		if turn < 0 {
 			err = b.alone(ctx, t, name, s, big)
 		} else {
-			err = m.turn(ctx, b.Window, turn%2, func() error { return together(ctx, s, big) })
+			err = m.turn(ctx, [2]time.Duration{b.Window, restPaused}[pattern], pattern, func() error { return together(ctx, s, big) })
 		}
 		if err != nil {
 			return err
 		}
 	}
-	m.tell(t, name, max(size/turns, perTurn*mib))
+	m.tell(t, name, sizes)
 	return errors.Join(m.end(), s.end(), up.end())
 }
 
@@ -256,8 +261,8 @@ func (m *meter) until(ctx context.Context, over <-chan error, pattern, state int
 	return <-done
 }
 
-// tell adds what was measured to the table; size is what was synced in a turn, in bytes.
-func (m *meter) tell(t *section, name string, size int) {
+// tell adds what was measured to the table; sizes are what was synced in a turn, in bytes.
+func (m *meter) tell(t *section, name string, sizes [2]int) {
 	p99, median := quantile(99), quantile(50)
 	for pattern, how := range []string{"back to back: ", fmt.Sprintf("every %v: ", pause)} {
 		own, idle := m.took[0][pattern], m.took[1][pattern]
@@ -266,8 +271,9 @@ func (m *meter) tell(t *section, name string, size int) {
 		t.row(how+"median, during to at rest", "x").add(name, median(own[1])/median(own[0]))
 		t.row(how+"p99, during to at rest", "x", atMost(2)).add(name, p99(own[1])/p99(own[0]))
 		t.row(how+"p99, the same of an idle process", "x").add(name, p99(idle[1])/p99(idle[0]))
+		t.row(how+"pulls at rest", "number").add(name, float64(len(own[0])))
 		t.row(how+"pulls during a sync", "number").add(name, float64(len(own[1])))
-		t.row(how+"the sync", "MiB/s").add(name, float64(size)/mib*turns/2/m.synced[pattern].Seconds())
+		t.row(how+"the sync", "MiB/s").add(name, float64(sizes[pattern])/mib*turns/2/m.synced[pattern].Seconds())
 	}
 }
 
