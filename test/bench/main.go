@@ -53,7 +53,7 @@ var plans = map[string]plan{
 		Starts: 3, LayerMiB: 50, SyncMiB: 1024, Tries: 2, Stint: 10 * time.Second, Patience: 90 * time.Second, Hang: 5 * time.Second,
 	},
 	"full": {
-		Rounds: 3, Window: time.Second, Conns: []int{64, 256}, BlobMiB: 64, PullMiB: 1024, PushMiB: 1024, Images: 200, Tags: 10000,
+		Rounds: 3, Window: 700 * time.Millisecond, Conns: []int{16, 64, 256}, BlobMiB: 64, PullMiB: 1024, PushMiB: 1024, Images: 200, Tags: 10000,
 		Starts: 5, LayerMiB: 100, SyncMiB: 2048, Tries: 6, Stint: 20 * time.Second, Patience: 10 * time.Minute, Hang: 30 * time.Second,
 	},
 }
