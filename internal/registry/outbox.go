@@ -38,6 +38,7 @@ type OutboxEntry struct {
 	MediaType   string       `json:"mediaType,omitempty"`
 	Base        Digest       `json:"base,omitempty"` // where the tag stood at the parent when it moved here, or was seen there last; empty: nowhere
 	Put         Digest       `json:"put,omitempty"`  // what may stand there since, by an attempt of which no answer came
+	Tags        []string     `json:"tags,omitempty"` // of a delete: those that go with the manifest
 	Principal   string       `json:"principal,omitempty"`
 	Time        time.Time    `json:"time"` // of the acknowledgement
 	State       OutboxState  `json:"state"`

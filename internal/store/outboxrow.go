@@ -151,6 +151,9 @@ func (r outboxRow) entry(seq uint64) registry.OutboxEntry {
 		Seq: seq, Action: outboxActions[r.action], Repository: r.repo, Tag: r.tag, Digest: r.digest, MediaType: r.mediaType, Base: r.base, Put: r.put,
 		Principal: r.principal, Time: time.Unix(r.at, 0).UTC(), State: outboxStates[r.state], Attempts: int(r.attempts), Error: r.failure,
 	}
+	for _, t := range r.tags {
+		e.Tags = append(e.Tags, t.tag)
+	}
 	if r.next != 0 {
 		e.NextAttempt = time.UnixMilli(r.next).UTC()
 	}

@@ -66,8 +66,11 @@ func (s *Syncer) apply(ctx context.Context, set Settings, kind registry.ParentKi
 // remove takes away what went at the parent, or left the scope.
 func (s *Syncer) remove(ctx context.Context, set Settings, l listing, p plan, out *outcome) (failed error) {
 	for repo, tags := range p.untag {
-		n, err := s.store.Untag(ctx, repo, tags)
-		out.removed += n
+		err := s.tags.takeAway(ctx, repo, tags, word{mark: l.mark}, func(may []string) error {
+			n, err := s.store.Untag(ctx, repo, may)
+			out.removed += n
+			return err
+		})
 		failed = errors.Join(failed, err)
 	}
 	for repo, referrers := range l.unreferred {
@@ -90,13 +93,10 @@ func (s *Syncer) prepare(ctx context.Context, set Settings, l *listing, it itera
 	for repo, tags := range l.tags {
 		listed[repo] = maps.Clone(tags)
 	}
-	if err := s.up.index.yield(ctx, l, local); err != nil {
+	if err := s.tags.hear(ctx, l, local); err != nil {
 		return plan{}, nil, err
 	}
 	p := makePlan(set, *l, local)
-	if err := s.up.index.overlook(ctx, p.kept, local); err != nil {
-		return plan{}, nil, err
-	}
 	if it.verify {
 		p.fetch = append(p.fetch, s.incomplete(ctx, set, *l, local, p)...)
 	}
@@ -158,7 +158,7 @@ func (s *Syncer) fetchBatch(ctx context.Context, set Settings, wants []want, ofR
 			if w.err == nil {
 				w.err = s.bring(bctx, image{
 					repo: w.repo, tags: w.tags, platforms: platformsOf(set.Scope, *w), referrers: ofReferrers,
-					root: registry.Manifest{Descriptor: registry.Descriptor{Digest: w.digest}}, mark: w.mark,
+					root: registry.Manifest{Descriptor: registry.Descriptor{Digest: w.digest}}, word: word{mark: w.mark},
 				})
 			}
 			w.done = w.err == nil

@@ -80,33 +80,31 @@ func (d *delivery) push(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	there := at == e.Digest
-	if there && !d.unheard() {
-		return d.there(ctx)
-	}
-	if e.Tag != "" && !there {
+	has := at == e.Digest
+	if e.Tag != "" && !has {
 		have, err := d.at(ctx, byDigest)
 		if err != nil {
 			return err
 		}
-		there = have == e.Digest
+		has = have == e.Digest
 	}
-	if there && e.State == registry.OutboxDelivered && !d.ours(at) {
-		if d.set.Conflict == registry.ParentWins && e.Put != e.Digest {
-			return d.lost(ctx, e.Digest, at)
-		}
+	f := d.found(e.Digest, at, has)
+	what := f.course()
+	switch what {
+	case there:
+		return d.there(ctx)
+	case past:
 		if err := d.refer(ctx); err != nil {
 			return err
 		}
-		return d.done(ctx) // somebody moved the tag after us; to where it stood before, a loss of power or a late request of ours put it
-	}
-	overwrites := d.overwrites(at)
-	lost := overwrites && d.set.Conflict == registry.ParentWins
-	if lost {
+		return d.done(ctx)
+	case gone:
+		return d.lost(ctx, e.Digest, at)
+	case lost:
 		ref = byDigest
 	}
-	if !lost || !there || d.unheard() {
-		err := d.put(ctx, ref, there, func() error { return d.attempt(ctx, at, e.Digest, overwrites) })
+	if what != lost || !has || f.unheard {
+		err := d.put(ctx, ref, has, func() error { return d.attempt(ctx, at, e.Digest, what == over) })
 		if at == e.Digest && isRefusal(err) {
 			return d.there(ctx) // it stands where it is to be, and may not be moved to there
 		}
@@ -114,10 +112,10 @@ func (d *delivery) push(ctx context.Context) error {
 			return err
 		}
 	}
-	if lost && !d.forgetful() {
+	if what == lost && !d.forgetful() {
 		return d.lost(ctx, e.Digest, at)
 	}
-	if lost && e.Put == e.Digest { // it is not what we put there that was moved
+	if what == lost && e.Put == e.Digest { // it is not what we put there that was moved
 		d.e.Put = ""
 		if ok, err := d.c.outbox.OutboxAttempt(ctx, d.e, false); err != nil {
 			return local(err)
@@ -156,9 +154,12 @@ func (d *delivery) unheard() bool {
 	return d.kind == registry.KindConnected && d.e.State != registry.OutboxDelivered && !answered
 }
 
-// overwrites reports whether the tag stands at the parent where neither it stood when it moved here, nor we put it.
-func (d *delivery) overwrites(at registry.Digest) bool {
-	return d.e.Tag != "" && at != "" && at != d.e.Put && at != d.e.Digest && !d.ours(at)
+// found is how this attempt, for an entry that wants a tag at a digest, finds the tag and the manifest.
+func (d *delivery) found(wants, at registry.Digest, has bool) found {
+	return found{
+		OutboxEntry: d.e, wants: wants, at: at, has: has, ours: d.ours(at), unheard: wants != "" && d.unheard(),
+		wins: d.set.Conflict == registry.ParentWins,
+	}
 }
 
 // attempt notes durably that the tag, which stands at the parent at one digest, is about to be put at another: an answer
@@ -325,17 +326,14 @@ func (d *delivery) untag(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	overwrites := d.overwrites(at)
-	if at == "" {
+	switch d.found("", at, false).course() {
+	case there:
 		return d.seen(ctx)
-	}
-	if overwrites && d.e.State == registry.OutboxDelivered {
-		return d.done(ctx) // somebody put it there after us
-	}
-	if overwrites && d.set.Conflict == registry.ParentWins {
+	case past:
+		return d.done(ctx)
+	case lost:
 		return d.lost(ctx, "", at)
-	}
-	if overwrites {
+	case over:
 		if err := d.attempt(ctx, at, "", true); err != nil {
 			return err
 		}

@@ -31,10 +31,7 @@ type image struct {
 	referrers referrersOf
 	depth     int                      // of referrers to referrers
 	followed  map[registry.Digest]bool // referrers of the image that were looked at; shared by all of them
-	mark      uint64                   // of before the parent told of the tags, see queueIndex
-
-	// commit is what the last step is done by; nil is pulls.beside.
-	commit func(ctx context.Context, image registry.Image, commit func(registry.Image) error) error
+	word      word                     // by which the tags move
 }
 
 // graph is what belongs to an image.
@@ -76,19 +73,11 @@ func (s *Syncer) bring(ctx context.Context, img image) error {
 			return err
 		}
 	}
-	commit := func(image registry.Image) error {
-		kept, err := s.up.index.carryOut(ctx, image, img.mark, func(image registry.Image) ([]string, error) {
-			return s.store.CommitImage(ctx, image)
-		})
-		if len(kept) > 0 {
-			s.o.Logger.Info("tags that were pushed here or are locked stay as they are", "repository", img.repo, "tags", strings.Join(kept, " "))
-		}
-		return err
+	kept, err := s.tags.carryOut(ctx, complete, img.word, s.store.CommitImage)
+	if len(kept) > 0 {
+		s.o.Logger.Info("tags that were pushed here or are locked stay as they are", "repository", img.repo, "tags", strings.Join(kept, " "))
 	}
-	if img.commit == nil {
-		img.commit = s.pulls.beside
-	}
-	return img.commit(ctx, complete, commit)
+	return err
 }
 
 // collect walks the graph below m, depth first, so that children come before parents.

@@ -17,7 +17,7 @@ type listing struct {
 	unreferred map[string][]registry.Digest          // repository -> manifests that referred to another and were deleted
 	broken     []brokenTag                           // tags that the parent has and cannot tell of
 	heads      int                                   // questions for single tags that it took
-	mark       uint64                                // of before the parent was asked, see queueIndex
+	mark       uint64                                // of before the parent was asked, see tags.mark
 	drops      uint64                                // of before that, see climber.dropCursor
 	failed     error                                 // why a part of the list is not here; nil when it is whole
 }
@@ -66,7 +66,6 @@ type want struct {
 type plan struct {
 	fetch []want
 	untag map[string][]string // repository -> tags to remove here
-	kept  map[string][]string // repository -> tags pushed here that differ at the parent
 }
 
 func (p plan) empty() bool { return len(p.fetch) == 0 && len(p.untag) == 0 }
@@ -77,7 +76,7 @@ func (p plan) empty() bool { return len(p.fetch) == 0 && len(p.untag) == 0 }
 // A tag in scope whose digest differs is fetched, unless it was pushed here, which is acknowledged content, or is locked
 // here: the parent's does not replace it. What left the scope or the parent is removed in ReadOnly mode and kept in ReadWrite.
 func makePlan(set Settings, l listing, local map[string][]registry.LocalTag) plan {
-	p := plan{untag: map[string][]string{}, kept: map[string][]string{}}
+	p := plan{untag: map[string][]string{}}
 	wants := map[string]map[registry.Digest]*want{}
 	for repo, tags := range l.tags {
 		here := byTag(local[repo])
@@ -91,7 +90,6 @@ func makePlan(set Settings, l listing, local map[string][]registry.LocalTag) pla
 			if have, ok := here[tag]; ok && have.Digest == d && !have.Pushed {
 				continue
 			} else if ok && (have.Pushed || have.Locked) && have.Digest != d {
-				p.kept[repo] = append(p.kept[repo], tag)
 				continue
 			}
 			if wants[repo] == nil {

@@ -2,8 +2,10 @@ package syncer_test
 
 import (
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
@@ -71,4 +73,37 @@ func TestPullAndSyncOfOneTag(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestListOfBeforeAPull has the parent's list of all tags be of before a tag came to it, which a client pulls before the list
+// is carried out: the tag stays, and the parent is asked again.
+func TestListOfBeforeAPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int32
+		p, told, again := newParent(), make(chan struct{}), make(chan struct{})
+		p.kind, p.info = registry.KindConnected, registry.LayerInfo{Name: "upper", Mode: registry.ReadOnly, InstanceID: "x"}
+		img := registrytest.NewImage(1, 10)
+		push(t, p, "app", "v", img)
+		p.changes = func() (registry.Changes, error) {
+			if asked.Add(1) == 1 {
+				<-told
+				return registry.Changes{Cursor: "1", Full: true}, nil
+			}
+			<-again
+			return registry.Changes{Cursor: "2", Full: true, Entries: []registry.Change{{Repository: "app", Tag: "v", Digest: img.Digest}}}, nil
+		}
+		r, stop := newReplica(t, t.TempDir(), settings(t, p, "app"), syncer.Options{})
+		defer stop()
+		time.Sleep(2 * time.Minute)
+		if m, err := r.served.GetManifest(t.Context(), "app", registry.TagReference("v")); err != nil || m.Digest != img.Digest {
+			t.Fatalf("%s, %v", m.Digest, err)
+		}
+		synctest.Wait()
+		close(told)
+		time.Sleep(2 * time.Minute)
+		if d, err := r.store.ResolveManifest(t.Context(), "app", registry.TagReference("v")); err != nil || d.Digest != img.Digest || asked.Load() < 2 {
+			t.Errorf("the tag is %q, %v; the parent was asked %d times", d.Digest, err, asked.Load())
+		}
+		close(again)
+	})
 }

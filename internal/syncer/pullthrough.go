@@ -34,10 +34,6 @@ type pulls struct {
 
 	mu        sync.Mutex
 	manifests map[string]pending // repository@digest
-	tags      map[string]pendingTag
-	asked     map[string]*askedTag // by repository:tag
-
-	commit sync.RWMutex // held by what moves a tag, and exclusively by what decides who may
 }
 
 type pending struct {
@@ -45,13 +41,8 @@ type pending struct {
 	blobs    []registry.Descriptor
 }
 
-type pendingTag struct {
-	digest registry.Digest
-	until  time.Time
-}
-
 func newPulls(s *Syncer) *pulls {
-	return &pulls{s: s, manifests: map[string]pending{}, tags: map[string]pendingTag{}, asked: map[string]*askedTag{}}
+	return &pulls{s: s, manifests: map[string]pending{}}
 }
 
 // PullThrough returns inner with what is in scope at the parent added to it. What inner has is answered by inner alone,
@@ -100,7 +91,7 @@ func (p *pullThrough) miss(ctx context.Context, repo string, ref registry.Refere
 			return registry.Manifest{}, err
 		}
 	}
-	if kept, err := p.s.up.index.keeps(ctx, repo, ref.Tag, ref.Digest, false); kept || err != nil {
+	if kept, err := p.s.tags.queued(ctx, repo, ref.Tag, ref.Digest); kept || err != nil {
 		return registry.Manifest{}, miss // it was deleted here, which the parent does not know yet
 	}
 	return p.s.pulls.manifest(ctx, repo, ref, miss)
@@ -203,9 +194,9 @@ func (p *pulls) manifest(ctx context.Context, repo string, ref registry.Referenc
 		if m, ok := p.known(repo, ref); ok {
 			return m, nil
 		}
-		mark := p.s.up.index.mark()
+		w := word{mark: p.s.tags.mark(), client: true}
 		if ref.Tag != "" {
-			defer p.asking(repo, ref.Tag)()
+			defer p.s.tags.asking(repo, ref.Tag)()
 			if m, err := p.s.store.GetManifest(ctx, repo, ref); err == nil { // it came meanwhile
 				return m, nil
 			}
@@ -219,7 +210,7 @@ func (p *pulls) manifest(ctx context.Context, repo string, ref registry.Referenc
 		if err != nil {
 			return registry.Manifest{}, p.failed(ctx, set, repo, err)
 		}
-		return m, p.bring(set, kind, repo, ref, m, mark)
+		return m, p.bring(set, kind, repo, ref, m, w)
 	})
 }
 
@@ -240,21 +231,18 @@ func (p *pulls) failed(ctx context.Context, set Settings, repo string, err error
 
 // known returns a manifest that is on its way.
 func (p *pulls) known(repo string, ref registry.Reference) (registry.Manifest, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	d := ref.Digest
 	if ref.Tag != "" {
-		t := p.tags[repo+":"+ref.Tag]
-		if d = t.digest; p.s.o.Clock.Now().After(t.until) {
-			return registry.Manifest{}, false
-		}
+		d = p.s.tags.gave(repo, ref.Tag, p.s.o.Clock.Now())
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	e, ok := p.manifests[repo+"@"+d.String()]
 	return e.manifest, ok
 }
 
 // bring notes the manifest as on its way and starts bringing the image, in the background, at once.
-func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref registry.Reference, m registry.Manifest, mark uint64) error {
+func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref registry.Reference, m registry.Manifest, w word) error {
 	refs, err := registry.ParseManifest(m.MediaType, m.Bytes)
 	if err != nil {
 		return err
@@ -262,21 +250,20 @@ func (p *pulls) bring(set Settings, kind registry.ParentKind, repo string, ref r
 	key := repo + "@" + m.Digest.String()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ref.Tag != "" {
-		p.tags[repo+":"+ref.Tag] = pendingTag{digest: m.Digest, until: p.s.o.Clock.Now().Add(pendingTags)}
-	}
 	_, under := p.manifests[key]
 	if len(p.manifests) >= maxPending && !under {
 		return registry.ErrTooManyRequests.WithMessage("%d images are being fetched for clients already; try again", maxPending).WithRetryAfter(breaker)
+	}
+	if ref.Tag != "" {
+		p.s.tags.give(repo, ref.Tag, givenTag{digest: m.Digest, until: p.s.o.Clock.Now().Add(pendingTags)})
 	}
 	p.manifests[key] = pending{manifest: m, blobs: refs.Blobs}
 	if under && ref.Tag == "" {
 		return nil
 	}
-	img := image{repo: repo, root: m, platforms: set.Scope.Platforms(repo, ref.Tag), referrers: p.s.referrers(set, kind, listing{}), mark: mark}
+	img := image{repo: repo, root: m, platforms: set.Scope.Platforms(repo, ref.Tag), referrers: p.s.referrers(set, kind, listing{}), word: w}
 	if ref.Tag != "" {
 		img.tags = []string{ref.Tag}
-		img.commit = p.tagged(repo, ref.Tag, m.Digest)
 	}
 	if ref.Tag == "" && registry.IsIndex(m.MediaType) {
 		img.platforms = set.Scope.Platforms(repo, "")
@@ -292,10 +279,10 @@ func (p *pulls) complete(key, repo string, ref registry.Reference, img image) {
 		p.s.o.Logger.Warn("an image that a client asked for is not complete; the next pull or sync goes on", "repository", repo, "reference", ref, "error", err)
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	delete(p.manifests, key)
-	if name := repo + ":" + ref.Tag; ref.Tag != "" && p.tags[name].digest == img.root.Digest {
-		delete(p.tags, name)
+	p.mu.Unlock()
+	if ref.Tag != "" {
+		p.s.tags.took(repo, ref.Tag, img.root.Digest)
 	}
 }
 
@@ -333,7 +320,7 @@ func (p *pulls) referrers(
 	registry.Warn(ctx, found.warning)
 	all := slices.Clone(here)
 	for _, r := range found.list {
-		kept, err := p.s.up.index.keeps(ctx, repo, "", r.Digest, false)
+		kept, err := p.s.tags.queued(ctx, repo, "", r.Digest)
 		if err != nil {
 			return nil, err
 		}

@@ -321,7 +321,7 @@ func interruptOn(ctx context.Context, interrupt context.CancelCauseFunc, sign <-
 
 // discover asks the parent what it has. While it waits for a change it can be interrupted.
 func (s *Syncer) discover(ctx context.Context, set Settings, kind registry.ParentKind, all bool, poll time.Duration, wake <-chan struct{}) (listing, string, error) {
-	mark, drops := s.up.index.mark(), s.up.dropped()
+	mark, drops := s.tags.mark(), s.up.dropped()
 	if kind != registry.KindConnected {
 		l, err := s.discoverTags(ctx, set, kind, all)
 		l.mark, l.drops = mark, drops

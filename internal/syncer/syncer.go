@@ -109,6 +109,7 @@ type Syncer struct {
 	o     Options
 	fetch *fetcher
 	pulls *pulls
+	tags  *tags
 	up    *climber
 	tasks sync.WaitGroup // goroutines that outlive a request
 
@@ -181,6 +182,7 @@ func New(ctx context.Context, store Store, o Options) *Syncer {
 	s.fetch = newFetcher(s)
 	s.pulls = newPulls(s)
 	s.up = newClimber(s)
+	s.tags = newTags(s.up, s.up.resync)
 	return s
 }
 

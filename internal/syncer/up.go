@@ -58,7 +58,6 @@ type climber struct {
 	own      owns
 	parent   string // that entries were sent to by this process; of Climb alone
 	told     []registry.OutboxConflict
-	index    *queueIndex
 
 	cursor sync.Mutex // held while the document is written
 	drops  uint64     // times that it was forgotten
@@ -77,7 +76,6 @@ func newClimber(s *Syncer) *climber {
 		s: s, outbox: s.o.Outbox, flights: map[uint64]*flight{}, lacking: map[uint64]int{}, since: map[string]time.Time{}, kick: make(chan struct{}),
 		had: map[registry.Digest]string{}, blobs: locks{held: map[registry.Digest]chan struct{}{}},
 	}
-	c.index = &queueIndex{c: c, tags: map[key]int{}, deleted: map[key]int{}, passed: map[key]bool{}, left: map[key]uint64{}}
 	return c
 }
 
@@ -387,6 +385,14 @@ func (c *climber) read(ctx context.Context, q *queue) error {
 // isUnderWay reports whether an entry is tried.
 func isUnderWay(e registry.OutboxEntry) bool {
 	return e.State == registry.OutboxWaiting || e.State == registry.OutboxDelivered
+}
+
+// changes returns a channel that is closed when entries come; nil without an outbox.
+func (c *climber) changes() <-chan struct{} {
+	if c.outbox == nil {
+		return nil
+	}
+	return c.outbox.OutboxChanged()
 }
 
 // each calls f for all entries, in order.

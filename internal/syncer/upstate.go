@@ -172,10 +172,7 @@ func (c *climber) dropped() uint64 {
 
 // leave takes an entry out of the queue.
 func (c *climber) leave(ctx context.Context, e registry.OutboxEntry, how func(context.Context, uint64) error) error {
-	c.index.commit.Lock()
-	err := how(ctx, e.Seq)
-	passed := err == nil && c.index.leave(e)
-	c.index.commit.Unlock()
+	passed, err := c.s.tags.leave(ctx, e, how)
 	if err != nil {
 		return local(err)
 	}
