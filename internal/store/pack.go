@@ -10,7 +10,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// A snapshot is an index file that nobody looks into: a header and the file, compressed to a seventh or less. A digest
+// A snapshot is an index file that nobody looks into: a header and the file, compressed to a fifth or less. A digest
 // stands in several rows, far from each other, which a window of 2 MiB finds and the 32 KiB of deflate do not. What was
 // written is read again before it gets its name, and its checksum is that of the bytes that were looked through.
 
