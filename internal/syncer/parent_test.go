@@ -41,6 +41,7 @@ type parent struct {
 	noCatalog bool
 	manifests int                                                                                     // that an Azure Container Registry counts
 	unlisted  map[registry.Digest]bool                                                                // referrers that are there and in no list
+	slow      map[registry.Digest]time.Duration                                                       // before an answer for the referrers of a subject
 	recent    func(repo string, since time.Time) ([]registry.TagInfo, registry.RepositoryInfo, error) // nil: UNSUPPORTED
 }
 
@@ -143,6 +144,12 @@ func (p *parent) Referrers(ctx context.Context, repo string, d registry.Digest, 
 		return nil, err
 	}
 	list, err := p.Registry.Referrers(ctx, repo, d, artifactType)
+	p.mu.Lock()
+	slow := p.slow[d]
+	p.mu.Unlock()
+	if slow > 0 {
+		time.Sleep(slow)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.DeleteFunc(list, func(r registry.Descriptor) bool { return p.unlisted[r.Digest] }), err

@@ -195,6 +195,9 @@ func (s *Syncer) askOf(ctx context.Context, set Settings, of referrersOf, sub su
 	if err != nil && !errors.Is(err, registry.ErrManifestUnknown) { // unknown: it went again
 		return err
 	}
+	if set.Mode == registry.ReadOnly && !s.has(ctx, sub.repo, sub.digest) {
+		return s.dropOrphans(ctx, sub)
+	}
 	return s.dropReferrers(ctx, set, sub, listed)
 }
 
@@ -224,6 +227,17 @@ func (s *Syncer) dropReferrers(ctx context.Context, set Settings, sub subject, l
 		return nil
 	}
 	_, err = s.store.Unrefer(ctx, sub.repo, gone)
+	return err
+}
+
+// dropOrphans removes the referrers of a subject that went here while they came: it refers to another one, which was
+// asked of at the same time.
+func (s *Syncer) dropOrphans(ctx context.Context, sub subject) error {
+	here, err := s.store.Referrers(ctx, sub.repo, sub.digest, "")
+	if err != nil || len(here) == 0 {
+		return err
+	}
+	_, err = s.store.Unrefer(ctx, sub.repo, unlistedOf(here, func(registry.Digest) bool { return false }))
 	return err
 }
 

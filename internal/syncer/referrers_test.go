@@ -164,6 +164,38 @@ func TestReferrersThatWent(t *testing.T) {
 	}
 }
 
+// TestReferrerOfOneThatGoes deletes a signature at a parent that still lists what refers to it, and answers for it last:
+// the signature has gone here by then, and nothing of it comes again.
+func TestReferrerOfOneThatGoes(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		p := newParent()
+		img := registrytest.NewImage(1, 100)
+		push(t, p, "app", "v1", img)
+		signature := registrytest.NewReferrer(2, img.Descriptor, "application/vnd.example.signature")
+		timestamp := registrytest.NewReferrer(3, signature.Descriptor, "application/vnd.example.timestamp")
+		push(t, p, "app", "", signature)
+		push(t, p, "app", "", timestamp)
+		set := settings(t, p, "app")
+		set.Schedule = every(t, "0 * * * *")
+		r, stop := newReplica(t, dir, set, syncer.Options{Clock: clock.System()})
+		defer stop()
+		time.Sleep(90 * time.Minute)
+		mustHaveReferrers(t, r.store, "app", signature.Digest, 1)
+		p.set(func(p *parent) {
+			p.slow = map[registry.Digest]time.Duration{img.Digest: time.Second, signature.Digest: 2 * time.Second}
+		})
+		if err := p.Registry.DeleteManifest(t.Context(), "app", signature.Digest); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		mustHaveReferrers(t, r.store, "app", img.Digest, 0)
+		mustHaveReferrers(t, r.store, "app", signature.Digest, 0)
+	})
+}
+
 func mustHaveReferrers(t *testing.T, s *store.Store, repo string, subject registry.Digest, want int) {
 	t.Helper()
 	list, err := s.Referrers(t.Context(), repo, subject, "")
