@@ -28,10 +28,14 @@ const (
 //
 //   - The runtime looks for what came over the network when a processor has nothing to do, and else every 10 ms. So one
 //     processor is left to those who serve: of the others, each has one transfer that hashes and writes.
-//   - The system lets a thread that wakes wait for milliseconds where others are busy. So transfers stand still for a
-//     moment whenever a client asks.
+//   - The system lets a thread that wakes wait for milliseconds where others are busy: until the tick of its clock, 4 ms
+//     apart where it has 250 Hz. So transfers stand still for a moment whenever a client asks, and offer their processor
+//     around at each piece: without that, who comes while they hash waits for the tick, this registry and all else on the
+//     machine.
 type manners struct {
 	asked atomic.Int64 // how often a client began to ask, or had its answer
+
+	offer func() // the processor, to who waits for it
 
 	max   int // transfers at work
 	alone bool
@@ -48,7 +52,7 @@ func newManners(processors int, tell func(bool)) *manners {
 	if tell == nil {
 		tell = func(bool) {}
 	}
-	return &manners{max: max(1, processors-1), alone: processors == 1, freed: make(chan struct{}), tell: tell}
+	return &manners{offer: schedYield, max: max(1, processors-1), alone: processors == 1, freed: make(chan struct{}), tell: tell}
 }
 
 // touch notes that a piece moves.
@@ -100,6 +104,9 @@ func (m *manners) worker() *worker { return &worker{m: m, seen: m.asked.Load()} 
 // rest is before a piece is read: the turn is over or at least up for grabs, and if a client came since the last breath it
 // is time for one.
 func (w *worker) rest(ctx context.Context, c Class) error {
+	if c < Waiting {
+		w.m.offer()
+	}
 	now := w.m.asked.Load()
 	d := time.Duration(0)
 	w.most = maxPiece
@@ -137,6 +144,7 @@ func (w *worker) work(ctx context.Context, c Class, n int) {
 	if c >= Waiting {
 		return
 	}
+	w.m.offer()
 	w.run += n
 	came, freed := w.take(0)
 	if freed == nil {
