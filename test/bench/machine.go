@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -159,6 +160,38 @@ func load() string {
 	}
 	f := strings.Fields(string(body))
 	return strings.Join(f[:min(3, len(f))], " ")
+}
+
+// processorTime is what the processors of the machine have done since it started, in ticks of the system's clock.
+type processorTime struct{ all, stolen uint64 }
+
+// spentTime reads it: the first line of /proc/stat is user, nice, system, idle, iowait, irq, softirq and steal, which is
+// what the host of a virtual machine gave to others, and then guests, who are in user already.
+func spentTime() (t processorTime) {
+	body, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return t
+	}
+	line, _, _ := strings.Cut(string(body), "\n")
+	for n, f := range strings.Fields(line) {
+		v, err := strconv.ParseUint(f, 10, 64)
+		if err != nil || n > 8 {
+			continue
+		}
+		t.all += v
+		if n == 8 {
+			t.stolen = v
+		}
+	}
+	return t
+}
+
+// stolenSince is which part of the time the host took; not ok where nothing is known.
+func (t processorTime) stolenSince(before processorTime) (part float64, ok bool) {
+	if before.all == 0 || t.all <= before.all {
+		return 0, false
+	}
+	return float64(t.stolen-before.stolen) / float64(t.all-before.all), true
 }
 
 // revision of the product that is built.

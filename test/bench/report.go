@@ -27,7 +27,8 @@ type section struct {
 	Columns []string `json:"columns"` // subjects, ours first
 	Rows    []*row   `json:"rows"`
 
-	mu *sync.Mutex // of the rows: the link's are filled from several goroutines
+	mu     *sync.Mutex // of the rows: the link's are filled from several goroutines
+	before processorTime
 }
 
 // row is one figure of each subject.
@@ -75,7 +76,7 @@ func (b *bar) to(peer string) *bar { b.Against = peer; return b }
 
 // table starts a section.
 func (b *bench) table(name, title string, columns ...string) *section {
-	b.out.Sections = append(b.out.Sections, section{Name: name, Title: title, Columns: columns, mu: &sync.Mutex{}})
+	b.out.Sections = append(b.out.Sections, section{Name: name, Title: title, Columns: columns, mu: &sync.Mutex{}, before: spentTime()})
 	return &b.out.Sections[len(b.out.Sections)-1]
 }
 
@@ -122,6 +123,9 @@ func (r *row) set(subject string, v float64, format string, args ...any) {
 
 // finish computes medians, ratios and bars of all rows.
 func (s *section) finish() {
+	if stolen, ok := spentTime().stolenSince(s.before); ok {
+		s.note("the host took %.1f %% of the processors' time meanwhile, the load average was %s at the end", 100*stolen, load())
+	}
 	for _, r := range s.Rows {
 		r.Ratios = map[string]ratio{}
 		for _, c := range r.Values {
