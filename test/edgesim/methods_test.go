@@ -94,7 +94,9 @@ func TestMethodsOfAbsentModules(t *testing.T) {
 		t.Errorf("without subscription: %+v", r)
 	}
 	queued := invoke(t, d, edgesim.Method{Name: "queued", ConnectTimeout: patience})
-	time.Sleep(50 * time.Millisecond)
+	for d.Waiting("mod") == 0 {
+		time.Sleep(time.Millisecond)
+	}
 	start := time.Now()
 	c.sub(t, methodsFilter)
 	if m := c.answer(t, "200", "1"); !strings.Contains(m.topic, "queued") || time.Since(start) < hold {
