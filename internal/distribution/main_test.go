@@ -68,6 +68,7 @@ type server struct {
 	reg  registry.Registry // without policy
 	mode registry.Mode
 	url  string
+	h    http.Handler
 }
 
 func newServer(t testing.TB, reg registry.Registry, o distribution.Options) *server {
@@ -77,7 +78,7 @@ func newServer(t testing.TB, reg registry.Registry, o distribution.Options) *ser
 	h := distribution.New(filter.Scoped(filter.Switch(func() registry.Mode { return s.mode }, reg), access.MayList), access, o)
 	ts := httptest.NewServer(h)
 	t.Cleanup(ts.Close)
-	s.url = ts.URL
+	s.url, s.h = ts.URL, h
 	return s
 }
 

@@ -256,13 +256,12 @@ func (m *Module) run(ctx context.Context, open []listener) error {
 		server := transport.NewServer(l.handler, transport.ServerOptions{Logger: m.log})
 		server.RegisterOnShutdown(func() { closing.Do(func() { close(m.closing) }) })
 		servers = append(servers, server)
-		if !l.tls {
-			go func() { failed <- server.Serve(l) }()
-			continue
+		var config *tls.Config
+		if l.tls {
+			config = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: m.certs.get}
+			background.Go(func() { m.certs.run(work, m.certificateState) })
 		}
-		server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: m.certs.get}
-		go func() { failed <- server.ServeTLS(l, "", "") }()
-		background.Go(func() { m.certs.run(work, m.certificateState) })
+		go func() { failed <- transport.Serve(work, server, l, config) }()
 	}
 	background.Go(func() { m.live(work, open[0].Addr().String()) })
 	for _, l := range open {

@@ -16,7 +16,7 @@ type crowd struct {
 	limit int
 
 	mu      sync.Mutex
-	all     map[net.Conn]*list.Element // nil: a request is under way
+	all     map[net.Conn]*list.Element // by the connection below TLS; nil: a request is under way
 	waiting list.List                  // connections without a request, the one that waits longest first
 }
 
@@ -24,7 +24,8 @@ type crowd struct {
 func (c *crowd) state(conn net.Conn, s http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if at := c.all[conn]; at != nil {
+	key := below(conn)
+	if at := c.all[key]; at != nil {
 		c.waiting.Remove(at)
 	}
 	switch s {
@@ -32,18 +33,26 @@ func (c *crowd) state(conn net.Conn, s http.ConnState) {
 		if c.all == nil {
 			c.all = map[net.Conn]*list.Element{}
 		}
-		c.all[conn] = c.waiting.PushBack(conn)
+		c.all[key] = c.waiting.PushBack(conn)
 	case http.StateActive:
-		c.all[conn] = nil
+		c.all[key] = nil
 	default:
-		delete(c.all, conn)
+		delete(c.all, key)
 	}
 	longest := c.waiting.Front()
 	if len(c.all) <= c.limit || longest == nil {
 		return
 	}
 	if one, ok := c.waiting.Remove(longest).(net.Conn); ok {
-		delete(c.all, one)
+		delete(c.all, below(one))
 		go func() { _ = one.Close() }() // with TLS that writes, which may take a while
 	}
+}
+
+// below returns the connection under TLS: one and the same from its handshake to its end.
+func below(conn net.Conn) net.Conn {
+	if c, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		return c.NetConn()
+	}
+	return conn
 }

@@ -3,12 +3,14 @@ package transport_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,7 +20,7 @@ import (
 
 // pipes is a listener of in-memory connections.
 type pipes struct {
-	conns chan net.Conn
+	conns chan net.Conn // nil: there is no file descriptor for one
 	once  sync.Once
 	done  chan struct{}
 }
@@ -26,6 +28,9 @@ type pipes struct {
 func (p *pipes) Accept() (net.Conn, error) {
 	select {
 	case c := <-p.conns:
+		if c == nil {
+			return nil, syscall.EMFILE
+		}
 		return c, nil
 	case <-p.done:
 		return nil, net.ErrClosed
@@ -34,24 +39,35 @@ func (p *pipes) Accept() (net.Conn, error) {
 func (p *pipes) Close() error   { p.once.Do(func() { close(p.done) }); return nil }
 func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
-// dialServer starts a server of this package inside the bubble and returns how to connect to it.
-func dialServer(t *testing.T, h http.Handler, o transport.ServerOptions) func() net.Conn {
+// startServer starts a server of this package inside the bubble, with TLS if there is a config. It returns what accepts
+// connections, and what Serve returned.
+func startServer(t *testing.T, h http.Handler, o transport.ServerOptions, config *tls.Config) (*http.Server, *pipes, <-chan error) {
 	t.Helper()
-	p := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
+	p, ended := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}, make(chan error, 1)
 	s := transport.NewServer(h, o)
 	var running sync.WaitGroup
-	running.Go(func() { _ = s.Serve(p) })
+	running.Go(func() { ended <- transport.Serve(t.Context(), s, p, config) })
 	t.Cleanup(func() {
 		_ = s.Close()
 		running.Wait()
 		time.Sleep(time.Second) // net/http lingers after an error
 	})
-	return func() net.Conn {
-		near, far := net.Pipe()
-		p.conns <- far
-		t.Cleanup(func() { _ = near.Close() })
-		return near
-	}
+	return s, p, ended
+}
+
+// dial connects to the server.
+func (p *pipes) dial(t *testing.T) net.Conn {
+	near, far := net.Pipe()
+	p.conns <- far
+	t.Cleanup(func() { _ = near.Close() })
+	return near
+}
+
+// dialServer starts a server without TLS and returns how to connect to it.
+func dialServer(t *testing.T, h http.Handler, o transport.ServerOptions) func() net.Conn {
+	t.Helper()
+	_, p, _ := startServer(t, h, o, nil)
+	return func() net.Conn { return p.dial(t) }
 }
 
 func TestServerEndsSlowHeaders(t *testing.T) {

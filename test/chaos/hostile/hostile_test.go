@@ -217,8 +217,7 @@ func (a *attacker) learn(resp *http.Response) {
 	}
 }
 
-// bad sends what is no request. It is answered with 4xx, or as HTTP itself wants it: 501 for a transfer coding that nobody
-// knows (RFC 9112, 6.1), 505 for a version of the protocol that is not spoken (RFC 9110, 15.6.6).
+// bad sends what is no request. Where it is refused that is with 4xx and an error body, also before it got to a handler.
 func (a *attacker) bad() error {
 	raw, answered, ends := a.malformed()
 	fail := func(err error) error { return fmt.Errorf("%w: %d bytes, %.600q", err, len(raw), raw) }
@@ -239,8 +238,8 @@ func (a *attacker) bad() error {
 	resp, err := read(bufio.NewReader(conn), http.MethodGet)
 	var timeout net.Error
 	switch {
-	case err == nil && resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented && resp.StatusCode != http.StatusHTTPVersionNotSupported:
-		return fail(fmt.Errorf("status %d", resp.StatusCode))
+	case err == nil && (resp.StatusCode >= 500 || resp.StatusCode >= 400 && resp.Header.Get("Content-Type") != "application/json"):
+		return fail(fmt.Errorf("status %d, %q", resp.StatusCode, resp.Header.Get("Content-Type")))
 	case err == nil:
 		a.tally.add(resp.StatusCode)
 	case answered, errors.As(err, &timeout) && timeout.Timeout():
