@@ -51,6 +51,19 @@ type Space interface {
 	Reserve(f File, size int64) error
 }
 
+// openStat opens a file, and tells what it is.
+func openStat(files FS, path string, write bool) (File, fs.FileInfo, error) {
+	f, err := files.Open(path, write)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, info, nil
+}
+
 // OSFS is the machine's file system.
 type OSFS struct{}
 

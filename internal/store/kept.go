@@ -271,15 +271,11 @@ func (s *Store) syncKept(d registry.Digest) error {
 
 // readKept reads small content from its file. Errors: errDamaged for other bytes.
 func (s *Store) readKept(d registry.Digest) ([]byte, error) {
-	f, err := s.fs.Open(s.contentPath(d), false)
+	f, info, err := openStat(s.fs, s.contentPath(d), false)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
 	if !info.Mode().IsRegular() || info.Size() > smallContent {
 		return nil, errDamaged
 	}

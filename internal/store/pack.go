@@ -66,15 +66,11 @@ func compress(to io.Writer, from io.Reader) error {
 // unpack writes the index of a snapshot, and returns what it is. What is written is not to be used after an error. A
 // snapshot of a release before is the index itself. Errors: errDamaged, and those of reading and writing.
 func (s *Store) unpack(path string, to io.Writer) (p packed, err error) {
-	f, err := s.fs.Open(path, false)
+	f, info, err := openStat(s.fs, path, false)
 	if err != nil {
 		return p, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return p, err
-	}
 	head := make([]byte, packHeader)
 	if err := readFull(f, head); err != nil {
 		return p, endIsDamage(err)

@@ -90,15 +90,11 @@ func (s *Store) adoptShard(ctx context.Context, dir string) error {
 
 // check hashes the file of content and makes it durable. Errors: errDamaged for other bytes than the name says.
 func (s *Store) check(ctx context.Context, d registry.Digest) (size int64, err error) {
-	f, err := s.fs.Open(s.contentPath(d), true)
+	f, info, err := openStat(s.fs, s.contentPath(d), true)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
 	if !info.Mode().IsRegular() {
 		return 0, errDamaged
 	}

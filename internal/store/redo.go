@@ -236,15 +236,11 @@ func (s *Store) readRedo(name string) redoLog {
 }
 
 func (s *Store) parseRedo(path string) (l redoLog, err error) {
-	f, err := s.fs.Open(path, false)
+	f, info, err := openStat(s.fs, path, false)
 	if err != nil {
 		return l, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return l, err
-	}
 	b := make([]byte, min(info.Size(), maxRedo))
 	if n, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return l, err

@@ -159,12 +159,11 @@ func (s *Store) scrubBlob(ctx context.Context, d registry.Digest, size, rate int
 	}
 	var file File
 	for range 2 {
-		f, err := s.fs.Open(s.contentPath(d), false)
+		f, info, err := openStat(s.fs, s.contentPath(d), false)
 		if err != nil {
 			break
 		}
-		info, err := f.Stat()
-		if err != nil || !info.Mode().IsRegular() || info.Size() != size {
+		if !info.Mode().IsRegular() || info.Size() != size {
 			_ = f.Close()
 			break
 		}
