@@ -167,12 +167,16 @@ func (l *Link) piece(n int) int {
 	return min(n, max(minPiece, min(bytes/4, minBurst)))
 }
 
-// take waits until the rate lets n bytes pass; n is what piece returned.
+// take waits until the rate lets n bytes pass. There may have been another rate when piece was asked how many, or none.
 func (l *Link) take(ctx context.Context, n int) error {
-	if n == 0 || l.limiter.Limit() == rate.Inf {
-		return nil
+	for n > 0 && l.limiter.Limit() != rate.Inf {
+		part := min(n, minBurst)
+		if err := l.limiter.WaitN(ctx, part); err != nil {
+			return err
+		}
+		n -= part
 	}
-	return l.limiter.WaitN(ctx, n)
+	return nil
 }
 
 // granule is after how many bytes a transfer looks whether something more urgent waits: the configured chunk, and no

@@ -108,6 +108,8 @@ func TestClientsGoAhead(t *testing.T) {
 				told(true)
 				time.Sleep(3 * breath)
 				told(true, false)
+				piecewise(transport.WithClass(t.Context(), test.class), t, c, func() {})
+				told(true, false, true)
 			})
 		})
 	}
