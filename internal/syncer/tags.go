@@ -226,6 +226,10 @@ func (t *tags) sort(ctx context.Context, repo string, names []string, d registry
 		switch {
 		case err != nil || v == wait:
 			return nil, nil, until, err
+		case v == keep && w.client: // it may be of before the entry, and settles none
+			if _, err := t.isQueued(ctx, keys(repo, tag, d), true); err != nil {
+				return nil, nil, nil, err
+			}
 		case v == move, v == keep: // the store decides of the queue, as it is in the transaction
 			may = append(may, tag)
 		case v == stale:
