@@ -151,9 +151,6 @@ func removals(scope registry.Scope, l listing, local map[string][]registry.Local
 			}
 		}
 		slices.Sort(out[repo])
-		if len(out[repo]) == 0 {
-			delete(out, repo)
-		}
 	}
 	return out
 }

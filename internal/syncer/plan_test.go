@@ -76,6 +76,14 @@ func TestMakePlan(t *testing.T) {
 			l: complete(tags{"a": {"1": "d1"}, "z": {"1": "d2"}}), fetch: []string{"z@d2 1", "a@d1 1"},
 		},
 		{
+			name: "one of an image's tags comes first", mode: registry.ReadOnly, scope: rule("*"), first: registry.Scope{{Repository: "z", Tag: "1"}},
+			l: complete(tags{"a": {"1": "d1"}, "z": {"0": "d2", "1": "d2", "2": "d2", "3": "d2"}}), fetch: []string{"z@d2 0 1 2 3", "a@d1 1"},
+		},
+		{
+			name: "where a tag stands was not asked", mode: registry.ReadOnly, scope: rule("a"),
+			l: complete(tags{"a": {"1": "", "2": ""}}), local: local{"a": {have("1", "d1")}},
+		},
+		{
 			name: "untagged at the parent, ReadOnly", mode: registry.ReadOnly, scope: rule("a"),
 			l: complete(tags{"a": {"1": "d1"}}), local: local{"a": {have("1", "d1"), have("2", "d2")}},
 			untag: map[string][]string{"a": {"2"}},

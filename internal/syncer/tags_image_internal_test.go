@@ -1,6 +1,7 @@
 package syncer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -152,5 +153,131 @@ func TestForgottenIsOld(t *testing.T) {
 	}
 	if gone := untag(word{mark: tags.mark()}); !slices.Equal(gone, []string{"a"}) || asked != 1 {
 		t.Errorf("by a new word %v goes, asked anew %d times", gone, asked)
+	}
+}
+
+// TestQueueStandsBeforeTheList: what entries will change at the parent is taken out of its list, but for what stands here as
+// it does there, and the parent is asked anew when they leave.
+func TestQueueStandsBeforeTheList(t *testing.T) {
+	for _, e := range []registry.OutboxEntry{
+		{Action: registry.OutboxDelete, Digest: "deleted", Tags: []string{"tagged"}},
+		{Action: registry.OutboxPush, Tag: "pushed", Digest: "d1"},
+		{Action: registry.OutboxUntag, Tag: "untagged"},
+	} {
+		s, ctx := newTwoSides(t), t.Context()
+		s.add(e)
+		list := func(here registry.Digest) (taken []string) {
+			l := newListing()
+			l.mark = s.mark()
+			for tag, d := range map[string]registry.Digest{"tagged": "d2", "other": "deleted", "pushed": "d2", "untagged": "d2", "free": "d2"} {
+				l.add("r", tag, d)
+			}
+			l.referrers = []registry.Change{{Repository: "r", Subject: "d2", Digest: "deleted"}, {Repository: "r", Subject: "d2", Digest: "free"}}
+			l.gone["r"] = []string{"free", "pushed"}
+			local := map[string][]registry.LocalTag{}
+			for tag := range l.tags["r"] {
+				local["r"] = append(local["r"], registry.LocalTag{Tag: tag, Digest: here})
+			}
+			if err := s.hear(ctx, &l, local); err != nil {
+				t.Fatal(err)
+			}
+			for _, tag := range []string{"tagged", "other", "pushed", "untagged", "free"} {
+				if _, ok := l.tags["r"][tag]; !ok {
+					taken = append(taken, tag)
+				}
+			}
+			for _, c := range []registry.Digest{"deleted", "free"} {
+				if !slices.ContainsFunc(l.referrers, func(r registry.Change) bool { return r.Digest == c }) {
+					taken = append(taken, "referrer "+string(c))
+				}
+			}
+			for _, tag := range []string{"free", "pushed"} {
+				if !slices.Contains(l.gone["r"], tag) {
+					taken = append(taken, "gone "+tag)
+				}
+			}
+			return taken
+		}
+		want := map[registry.OutboxAction][]string{
+			registry.OutboxDelete: {"tagged", "other", "referrer deleted"}, registry.OutboxPush: {"pushed", "gone pushed"}, registry.OutboxUntag: {"untagged"},
+		}[e.Action]
+		if got := list("d1"); !slices.Equal(got, want) {
+			t.Errorf("%s: %v are taken out, want %v", e.Action, got, want)
+		}
+		if got := list("d2"); slices.Contains(got, "pushed") || slices.Contains(got, "tagged") || slices.Contains(got, "untagged") {
+			t.Errorf("%s: %v are taken out where they stand here as there", e.Action, got)
+		}
+		passed, err := s.leave(ctx, s.entries[0], func(context.Context, uint64) error { s.entries = nil; return nil })
+		if err != nil || !passed {
+			t.Errorf("%s: the parent is not asked anew when it leaves: %v", e.Action, err)
+		}
+		if got := list("d1"); got != nil {
+			t.Errorf("%s: %v are taken out after it left", e.Action, got)
+		}
+	}
+}
+
+// TestListAndClientDisagree: where a list says otherwise of a tag than a client was given, the parent is asked once more, and
+// its answer counts.
+func TestListAndClientDisagree(t *testing.T) {
+	lists := func(d registry.Digest) listing {
+		l := newListing()
+		l.add("r", "other", "d9")
+		if d != "" {
+			l.add("r", "a", d)
+		}
+		return l
+	}
+	for _, tt := range []struct {
+		said, now registry.Digest
+		dispute   bool
+		gave      registry.Digest // afterwards
+		later     registry.Digest // where the tag stands by the list, afterwards
+	}{
+		{said: "given", gave: "given", later: "given"},
+		{said: "", gave: "given", later: "given"},
+		{said: "listed", dispute: true, now: "given", gave: "given", later: ""},
+		{said: "listed", dispute: true, now: "listed", later: "listed"},
+		{said: "listed", dispute: true, now: "", later: "listed"},
+		{said: "listed", dispute: true, now: "third", later: "asked anew"},
+		{said: "listed", dispute: true, now: saysGone, later: "asked anew"},
+	} {
+		var later registry.Digest
+		tags := newTags(newTwoSides(t), func(context.Context) error { later = "asked anew"; return nil })
+		tags.give("r", "a", givenTag{digest: "given", until: time.Unix(1, 0)})
+		w := word{mark: tags.mark()}
+		found := tags.disputes(lists(tt.said))
+		if len(found) > 0 != tt.dispute {
+			t.Errorf("%+v: %v", tt, found)
+			continue
+		}
+		for _, x := range found {
+			tags.settle(x, tt.now)
+		}
+		if got := tags.gave("r", "a", time.Unix(0, 0)); got != tt.gave || tags.gave("r", "a", time.Unix(2, 0)) != "" {
+			t.Errorf("%+v: clients are given %q", tt, got)
+		}
+		image := registry.Image{Repository: "r", Tags: []string{"a"}, Manifests: []registry.Manifest{{Descriptor: registry.Descriptor{Digest: cmp.Or(tt.said, "given")}}}}
+		_, err := tags.carryOut(t.Context(), image, w, func(_ context.Context, image registry.Image) ([]string, error) {
+			if len(image.Tags) > 0 {
+				later = image.Root().Digest
+			}
+			return nil, nil
+		})
+		if err != nil || later != tt.later {
+			t.Errorf("%+v: by the list %q, %v", tt, later, err)
+		}
+	}
+
+	tags := newTags(newTwoSides(t), nil)
+	defer tags.asking("r", "a")()
+	for _, tt := range []struct {
+		said registry.Digest
+		want bool
+	}{{"", true}, {"d1", true}, {"d2", false}, {"", true}} {
+		tags.disputes(lists(tt.said))
+		if got := tags.agrees("r", "a", "d1"); got != tt.want {
+			t.Errorf("while it is asked, a list says %q: agrees %v", tt.said, got)
+		}
 	}
 }

@@ -333,6 +333,8 @@ func TestRetry(t *testing.T) {
 		{"gateway stumbles", answer("502 Bad Gateway"), "GET", 502, 2, 200 * time.Millisecond},
 		{"gateway stumbles, head", answer("504 Gateway Timeout"), "HEAD", 504, 2, 200 * time.Millisecond},
 		{"gateway stumbles, post", answer("502 Bad Gateway"), "POST", 502, 1, 0},
+		{"gateway stumbles, put of nothing", answer("502 Bad Gateway"), "PUT", 502, 1, 0},
+		{"no answer, connection ends, delete", func(c net.Conn) { hear(c) }, "DELETE", 0, 1, 0},
 		{"asked to wait a little", answer("503 Service Unavailable", "Retry-After: 3"), "GET", 503, 2, 3 * time.Second},
 		{"asked to wait a year", answer("503 Service Unavailable", "Retry-After: 31536000"), "GET", 503, 1, 0},
 		{"too many, for a year", answer("429 Too Many Requests", "Retry-After: 31536000"), "GET", 429, 1, 0},

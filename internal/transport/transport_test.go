@@ -322,6 +322,13 @@ func TestRedirectNeverLeavesHTTPS(t *testing.T) {
 			t.Errorf("%s: %v", target, err)
 		}
 	}
+	again, _ := http.NewRequest("GET", "https://parent/v2/again", nil)
+	if err := c.CheckRedirect(again, []*http.Request{from}); err != nil {
+		t.Errorf("on its own host: %v", err)
+	}
+	if err := c.CheckRedirect(from, []*http.Request{from, again}); !errors.Is(err, registry.ErrDenied) {
+		t.Errorf("a loop: %v", err)
+	}
 }
 
 func TestCountersAndLimits(t *testing.T) {

@@ -1,6 +1,8 @@
 package transport
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -67,4 +69,21 @@ func TestTurnGoesToWhoWaits(t *testing.T) {
 			t.Errorf("it took %v", took)
 		}
 	})
+}
+
+// TestAhead: a request counts when it begins and when it ends, and is answered.
+func TestAhead(t *testing.T) {
+	link := NewLink(LinkOptions{})
+	asked := &link.manners.asked
+	h := link.Ahead(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if n := asked.Load(); n != 1 {
+			t.Errorf("counted %d times at its beginning", n)
+		}
+		w.WriteHeader(http.StatusTeapot)
+	}))
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/v2/", nil))
+	if n := asked.Load(); n != 2 || w.Code != http.StatusTeapot {
+		t.Errorf("counted %d times, answered %d", n, w.Code)
+	}
 }
