@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -445,5 +446,51 @@ func TestReferrersAreWholeOrAnError(t *testing.T) {
 	bring(t, s, testRepo, one)
 	if n, err := ask(testRepo, image.Digest); n != 2 || err != nil {
 		t.Errorf("after it was brought again: %d, %v", n, err)
+	}
+}
+
+// TestImageByDigest: what came by its digest stays when its tag goes, unless a newer image was on its way, or it is of an index
+// that goes; it is no referrer, so nobody takes it for one that went.
+func TestImageByDigest(t *testing.T) {
+	var x testTime
+	s := openStore(t, t.TempDir(), x.options())
+	asked, late, child, tagged := registrytest.NewImage(1, 100), registrytest.NewImage(2, 100), registrytest.NewImage(3, 100), registrytest.NewImage(4, 100)
+	index := registrytest.NewIndex(child)
+	bring(t, s, testRepo, asked, "other")
+	bring(t, s, testRepo, asked)
+	bring(t, s, testRepo, index, "latest")
+	bring(t, s, testRepo, child)
+	loose := func(img registrytest.Image, tags ...string) {
+		t.Helper()
+		for _, b := range img.Blobs {
+			if err := fetchBlob(b).do(t.Context(), s, newOracle()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		image := registry.Image{Repository: testRepo, Manifests: []registry.Manifest{img.Manifest}, Tags: tags, Loose: true}
+		if kept, err := s.CommitImage(t.Context(), image); err != nil || len(kept) > 0 {
+			t.Fatal(kept, err)
+		}
+	}
+	loose(late)
+	loose(tagged, "latest", "other")
+	all := []registry.Digest{asked.Digest, late.Digest, child.Digest, tagged.Digest, registrytest.NewBlob(9, 9).Digest}
+	if n, err := s.Unrefer(t.Context(), testRepo, all); err != nil || n != 0 {
+		t.Errorf("Unrefer of what refers to nothing: %d, %v", n, err)
+	}
+	for _, d := range all[:4] {
+		if !has(t, s, testRepo, d) {
+			t.Errorf("%s is not here", d)
+		}
+	}
+	x.pass(25 * time.Hour)
+	collect(t, s, GCOptions{})
+	for d, want := range map[registry.Digest]bool{asked.Digest: true, tagged.Digest: true, late.Digest: false, index.Digest: false, child.Digest: false} {
+		if got := has(t, s, testRepo, d); got != want {
+			t.Errorf("%s is here after the grace: %v, want %v", d, got, want)
+		}
+	}
+	if m, err := s.GetManifest(t.Context(), testRepo, registry.TagReference("latest")); err != nil || m.Digest != tagged.Digest {
+		t.Errorf("the tag stands at %s, %v", m.Digest, err)
 	}
 }
