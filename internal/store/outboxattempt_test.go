@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/connected-registry/connected-registry/internal/registry"
 	"github.com/connected-registry/connected-registry/internal/registry/registrytest"
@@ -109,5 +110,65 @@ func TestOutboxDeleteOfMoved(t *testing.T) {
 				t.Errorf("%d untags, want one", untags)
 			}
 		})
+	}
+}
+
+// TestOutboxDelivered: what was pushed by its digest stays once the parent has it; where it is given up it goes after the grace.
+func TestOutboxDelivered(t *testing.T) {
+	var now testTime
+	s, ctx := climbing(t, t.TempDir(), now.options()), t.Context()
+	delivered, lost := registrytest.NewImage(1, 100), registrytest.NewImage(2, 100)
+	for _, image := range []registrytest.Image{delivered, lost} {
+		if err := registrytest.Push(ctx, s, testRepo, "", image); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries, err := s.OutboxEntries(ctx, 0, 100)
+	if err != nil || len(entries) != 2 {
+		t.Fatal(entries, err)
+	}
+	if err := errors.Join(s.OutboxDone(ctx, entries[0].Seq), s.OutboxLost(ctx, entries[1].Seq, "")); err != nil {
+		t.Fatal(err)
+	}
+	now.pass(48 * time.Hour)
+	collect(t, s, GCOptions{})
+	if !has(t, s, testRepo, delivered.Digest) || has(t, s, testRepo, lost.Digest) {
+		t.Errorf("after the grace: delivered %v, lost %v", has(t, s, testRepo, delivered.Digest), has(t, s, testRepo, lost.Digest))
+	}
+}
+
+// TestOutboxTagMovesOn: the push that a tag leaves is queued by its digest, once. It is tried again where it was refused, as
+// the tag may have been the reason, and not where it is expired.
+func TestOutboxTagMovesOn(t *testing.T) {
+	for state, want := range map[registry.OutboxState]registry.OutboxState{
+		registry.OutboxWaiting: registry.OutboxWaiting, registry.OutboxRefused: registry.OutboxWaiting, registry.OutboxExpired: registry.OutboxExpired,
+	} {
+		s, ctx := climbing(t, t.TempDir(), Options{}), t.Context()
+		one, two := registrytest.NewImage(1, 100), registrytest.NewImage(2, 100)
+		push := func(tag string, image registrytest.Image) []registry.OutboxEntry {
+			t.Helper()
+			if err := registrytest.Push(ctx, s, testRepo, tag, image); err != nil {
+				t.Fatal(err)
+			}
+			list, err := s.OutboxEntries(ctx, 0, 100)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return list
+		}
+		e := push("v1", one)[0]
+		e.State = state
+		if err := s.OutboxNote(ctx, e); err != nil {
+			t.Fatal(err)
+		}
+		list := push("v1", two)
+		if len(list) != 2 || list[0].Tag != "" || list[0].Digest != one.Digest || list[0].State != want {
+			t.Errorf("%s: %+v", state, list)
+		}
+		push("v2", one)
+		if list = push("v2", two); len(list) != 3 {
+			t.Errorf("%s: %v", state, queued(t, s))
+		}
+		checkOutbox(t, s)
 	}
 }
