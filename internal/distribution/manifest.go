@@ -1,6 +1,7 @@
 package distribution
 
 import (
+	"context"
 	"errors"
 	"io"
 	"mime"
@@ -74,7 +75,7 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request, req Request
 	if err != nil {
 		return err
 	}
-	d, err := s.reg.PutManifest(r.Context(), req.Repo, req.Reference, registry.Manifest{
+	d, err := s.reg.PutManifest(conditional(r), req.Repo, req.Reference, registry.Manifest{
 		Descriptor: registry.Descriptor{MediaType: mediaType}, Bytes: body,
 	})
 	if err != nil {
@@ -85,6 +86,15 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request, req Request
 		h.Set("Oci-Subject", refs.Subject.Digest.String())
 	}
 	return created(w, "/v2/"+req.Repo+"/manifests/"+d.Digest.String(), d.Digest)
+}
+
+// conditional is the context of a request that changes a tag, with its precondition.
+func conditional(r *http.Request) context.Context {
+	p := registry.Precondition{Match: strings.Join(r.Header["If-Match"], ","), NoneMatch: strings.Join(r.Header["If-None-Match"], ",")}
+	if p == (registry.Precondition{}) {
+		return r.Context()
+	}
+	return registry.WithPrecondition(r.Context(), p)
 }
 
 // readManifest reads a body of at most registry.MaxManifestSize bytes.

@@ -206,6 +206,17 @@ func TestPushManifest(t *testing.T) {
 		if !bytes.Equal(a.body, image.Bytes) {
 			t.Error("other bytes")
 		}
+		s.push("acme/app", "", registrytest.NewImage(3, 50))
+		next, at := registrytest.NewImage(3, 50), `"`+image.Digest.String()+`"`
+		s.wantError("If-None-Match *", put("v2", next, "If-None-Match", "*"), 412, registry.CodePrecondition)
+		s.wantError("If-Match of another", put("v2", next, "If-Match", `"`+next.Digest.String()+`"`), 412, registry.CodePrecondition)
+		s.wantError("If-Match, and no tag", put("v3", next, "If-Match", "*"), 412, registry.CodePrecondition)
+		s.wantError("DELETE If-Match of another", s.do("all", "DELETE", m+"v2", nil, "If-Match", `"`+next.Digest.String()+`"`), 412, registry.CodePrecondition)
+		s.want("end-3 after these", s.do("all", "HEAD", m+"v2", nil), 200, "Docker-Content-Digest", image.Digest.String())
+		s.want("it stands there already", put("v2", image, "If-None-Match", "*"), 201)
+		s.want("If-Match of a list", put("v2", next, "If-Match", `"x", `+at), 201)
+		s.want("DELETE If-Match", s.do("all", "DELETE", m+"v2", nil, "If-Match", `"`+next.Digest.String()+`"`), 202)
+		s.want("If-None-Match *, and no tag", put("v2", image, "If-None-Match", "*"), 201)
 		s.want("end-7 with a subject", put(subject.Digest.String(), subject), 201, "Oci-Subject", image.Digest.String())
 
 		s.wantError("end-7 by another digest", put(absent, image), 400, registry.CodeDigestInvalid)

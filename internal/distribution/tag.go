@@ -60,7 +60,7 @@ func compareTags(a, b string) int {
 
 // deleteTag answers end-9 for a tag; the manifest stays.
 func (s *server) deleteTag(w http.ResponseWriter, r *http.Request, req Request) error {
-	return accepted(w, s.reg.DeleteTag(r.Context(), req.Repo, req.Reference.Tag))
+	return accepted(w, s.reg.DeleteTag(conditional(r), req.Repo, req.Reference.Tag))
 }
 
 // page asks for one entry more than is wanted, where the limit allows it, to see whether there are more.

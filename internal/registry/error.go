@@ -39,6 +39,7 @@ const (
 	CodeDisallowed   Code = "REGISTRY_DISALLOWED_OPERATION" // ACR: locked
 	CodeTagUnknown   Code = "TAG_UNKNOWN"                   // ACR, in its own API
 	CodeConflict     Code = "CONFLICT"                      // two layers that do not fit together
+	CodePrecondition Code = "PRECONDITION"                  // Harbor: 412, what If-Match or If-None-Match asks for is not so
 	CodeActivated    Code = "ALREADY_ACTIVATED"             // ACR: another instance of a connected registry is active
 )
 
@@ -65,6 +66,7 @@ var status = map[Code]int{
 	CodeDiskError:           http.StatusInsufficientStorage,
 	CodeInternal:            http.StatusInternalServerError,
 	CodeConflict:            http.StatusConflict,
+	CodePrecondition:        http.StatusPreconditionFailed,
 	CodeActivated:           http.StatusConflict,
 	CodeDisallowed:          http.StatusMethodNotAllowed,
 	CodeTagUnknown:          http.StatusNotFound,
@@ -104,6 +106,7 @@ var (
 	ErrDisk                = &Error{Code: CodeDiskError, Message: "No space left on device."}
 	ErrInternal            = &Error{Code: CodeInternal, Message: "internal error"}
 	ErrConflict            = &Error{Code: CodeConflict, Message: "conflict"}
+	ErrPrecondition        = &Error{Code: CodePrecondition, Message: "precondition failed"}
 	ErrLocked              = &Error{Code: CodeDisallowed, Message: "The operation is disallowed on this registry, repository or image. " +
 		"View troubleshooting steps at https://aka.ms/acr/faq/#why-does-my-pull-or-push-request-fail-with-disallowed-operation"}
 	ErrActivated = &Error{Code: CodeActivated, Message: "Failed to activate the connected registry as it is already activated by another instance. " +

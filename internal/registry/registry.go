@@ -78,7 +78,7 @@ type Writer interface {
 	MountBlob(ctx context.Context, repo, from string, d Digest) (Descriptor, error)
 	// PutManifest stores a manifest and, where ref is a tag, moves the tag, in one step. Where ref is a digest it must
 	// be the digest of the bytes. m.MediaType and m.Bytes are read; the rest of m is computed.
-	// Errors: MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN, DIGEST_INVALID, DiskError.
+	// Errors: MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN, DIGEST_INVALID, DiskError, PRECONDITION (see WithPrecondition).
 	PutManifest(ctx context.Context, repo string, ref Reference, m Manifest) (Descriptor, error)
 }
 
@@ -86,7 +86,7 @@ type Writer interface {
 type Deleter interface {
 	// DeleteManifest removes a manifest by digest and every tag that points at it. Errors: MANIFEST_UNKNOWN.
 	DeleteManifest(ctx context.Context, repo string, d Digest) error
-	// DeleteTag removes a tag; its manifest stays. Errors: MANIFEST_UNKNOWN.
+	// DeleteTag removes a tag; its manifest stays. Errors: MANIFEST_UNKNOWN, PRECONDITION (see WithPrecondition).
 	DeleteTag(ctx context.Context, repo, tag string) error
 	// DeleteBlob takes a blob out of the repository. Errors: BLOB_UNKNOWN.
 	DeleteBlob(ctx context.Context, repo string, d Digest) error

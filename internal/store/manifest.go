@@ -130,7 +130,7 @@ func (s *Store) PutManifest(ctx context.Context, repo string, ref registry.Refer
 		if err := r.checkLinked(row); err != nil {
 			return err
 		}
-		if err := r.mayPush(ref.Tag, m.Digest); err != nil {
+		if err := cmp.Or(r.mayPush(ref.Tag, m.Digest), r.meets(ctx, ref.Tag, m.Digest)); err != nil {
 			return err
 		}
 		if err := r.putManifest(m.Descriptor, row, refs, ref.Tag != ""); err != nil {
@@ -155,7 +155,7 @@ func (s *Store) checkPush(ctx context.Context, repo, tag string, d registry.Dige
 	err := s.view(func(t *tx) error {
 		r, err := t.repo(repo)
 		if err == nil {
-			return cmp.Or(r.mayPush(tag, d), r.checkLinked(row))
+			return cmp.Or(r.mayPush(tag, d), r.checkLinked(row), r.meets(ctx, tag, d))
 		}
 		if len(row.blobs)+len(row.children) == 0 {
 			return nil

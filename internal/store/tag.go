@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -74,6 +75,24 @@ func (r *repoTx) removeTag(tag string) error {
 	return r.t.remove(r.tags, []byte(tag))
 }
 
+// meets refuses to move a tag to d, or with an empty d to remove it, where the precondition of ctx does not hold. The tag
+// stands where ResolveManifest says, so that who asks for it and acts on the answer is not refused for ever. A tag that is
+// at d already is not moved.
+func (r *repoTx) meets(ctx context.Context, tag string, d registry.Digest) error {
+	p := registry.PreconditionFrom(ctx)
+	if tag == "" || p == (registry.Precondition{}) {
+		return nil
+	}
+	at, row, err := r.resolve(registry.TagReference(tag))
+	if err != nil || r.t.s.cache.get(at) == nil && !r.t.s.stat(at, row.size) {
+		at = ""
+	}
+	if at != "" && at == d {
+		return nil
+	}
+	return p.Check(at)
+}
+
 // tagsOf lists the tags that point at a manifest.
 func (r *repoTx) tagsOf(d registry.Digest) (tags []string, err error) {
 	err = r.tags.ForEach(func(k, v []byte) error {
@@ -96,7 +115,7 @@ func (s *Store) DeleteTag(ctx context.Context, repo, tag string) error {
 		if err != nil || r.tags.Get([]byte(tag)) == nil {
 			return registry.ErrManifestUnknown.WithDetail(map[string]string{"tag": tag})
 		}
-		if err := r.mayUntag(tag); err != nil {
+		if err := cmp.Or(r.mayUntag(tag), r.meets(ctx, tag, "")); err != nil {
 			return err
 		}
 		if err := r.queueUntag(tag, principal(ctx)); err != nil {

@@ -20,9 +20,9 @@ func (c *climber) deliver(ctx context.Context, set Settings, p Pusher, kind regi
 	var err error
 	switch d.e.Action {
 	case registry.OutboxPush:
-		err = d.push(ctx)
+		err = d.again(ctx, d.push)
 	case registry.OutboxUntag:
-		err = d.untag(ctx)
+		err = d.again(ctx, d.untag)
 	case registry.OutboxDelete:
 		err = d.remove(ctx)
 	default:
@@ -50,6 +50,7 @@ type delivery struct {
 	flight    *flight
 	e         registry.OutboxEntry
 	delivered bool // it is to be looked at once more
+	demand    demand
 }
 
 // errSuperseded ends an attempt for an entry that a client changed meanwhile.
@@ -104,7 +105,11 @@ func (d *delivery) push(ctx context.Context) error {
 		ref = byDigest
 	}
 	if what != lost || !has || f.unheard {
-		err := d.put(ctx, ref, has, func() error { return d.attempt(ctx, at, e.Digest, what == over) })
+		request := ctx
+		if ref.Tag != "" {
+			request = d.only(ctx, at)
+		}
+		err := d.put(request, ref, has, func() error { return d.attempt(ctx, at, e.Digest, what == over) })
 		if at == e.Digest && isRefusal(err) {
 			return d.there(ctx) // it stands where it is to be, and may not be moved to there
 		}
@@ -338,7 +343,7 @@ func (d *delivery) untag(ctx context.Context) error {
 			return err
 		}
 	}
-	err = d.write(ctx, own{Tag: d.e.Tag}, func() error { return d.p.DeleteTag(ctx, d.e.Repository, d.e.Tag) })
+	err = d.write(ctx, own{Tag: d.e.Tag}, func() error { return d.p.DeleteTag(d.only(ctx, at), d.e.Repository, d.e.Tag) })
 	if err != nil && !errors.Is(err, registry.ErrManifestUnknown) && !errors.Is(err, registry.ErrNameUnknown) {
 		return err
 	}

@@ -32,6 +32,9 @@ type parent struct {
 	late     int                                                // so many manifests that are put arrive only when the parent is told so
 	arrive   []func()                                           // has such a manifest arrive
 	spend    func(n int64) error                                // called for what is pushed; an error is the answer
+	demands  []registry.Precondition                            // of requests that change tags
+	quicker  func()                                             // called before each of these is carried out
+	refused  error                                              // the answer to it then, if any
 	classes  map[string]transport.Class                         // of manifests that were put, by tag
 	corrupt  map[registry.Digest]bool
 	calls    map[string]int

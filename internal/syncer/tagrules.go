@@ -37,6 +37,9 @@ import "github.com/connected-registry/connected-registry/internal/registry"
 //	a stranger's                                  over   the newest wins: ours is put over it, which is told
 //	  the same, where the parent wins             lost   theirs stays; the image of a push goes there without the tag
 //	else                                          send
+//
+// A parent of our own kind is sent the digest that the look at the tag found, and changes the tag only where it still stands
+// there: where it does not, it is looked at and decided again. An older one takes no notice.
 
 // known is what is remembered of a tag that the parent said something of.
 type known struct {

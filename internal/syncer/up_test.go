@@ -56,7 +56,10 @@ func (p *parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 		return registry.Descriptor{}, err
 	}
 	p.set(func(p *parent) { p.classes[ref.Tag] = transport.ClassOf(ctx) })
-	if p.isLate(func(r registry.Registry) { _, _ = r.PutManifest(context.Background(), repo, ref, m) }) { // what it needs may be gone
+	if err := p.moves(ctx, ref.Tag); err != nil {
+		return registry.Descriptor{}, err
+	}
+	if p.isLate(func(r registry.Registry) { _, _ = r.PutManifest(context.WithoutCancel(ctx), repo, ref, m) }) { // what it needs may be gone
 		return registry.Descriptor{}, away
 	}
 	d, err := p.Registry.PutManifest(ctx, repo, ref, m)
@@ -66,6 +69,24 @@ func (p *parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 		err = p.after("put " + repo + " " + ref.String())
 	}
 	return d, err
+}
+
+// moves keeps the precondition of a request that changes a tag, and lets somebody else be quicker.
+func (p *parent) moves(ctx context.Context, tag string) error {
+	var quicker func()
+	p.set(func(p *parent) {
+		if tag != "" {
+			p.demands = append(p.demands, registry.PreconditionFrom(ctx))
+			quicker = p.quicker
+		}
+	})
+	if quicker == nil {
+		return nil
+	}
+	quicker()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.refused
 }
 
 // isLate takes a request that is to be late.
@@ -103,7 +124,10 @@ func (p *parent) DeleteTag(ctx context.Context, repo, tag string) error {
 	if err := p.ask("untag " + repo + " " + tag); err != nil {
 		return err
 	}
-	if p.isLate(func(r registry.Registry) { _ = r.DeleteTag(context.Background(), repo, tag) }) {
+	if err := p.moves(ctx, tag); err != nil {
+		return err
+	}
+	if p.isLate(func(r registry.Registry) { _ = r.DeleteTag(context.WithoutCancel(ctx), repo, tag) }) {
 		return away
 	}
 	return p.Registry.DeleteTag(ctx, repo, tag)

@@ -227,7 +227,7 @@ func (s *session) finish(ctx context.Context, d registry.Digest, n int64, body f
 
 // cancel ends the session at the parent.
 func (s *session) cancel(ctx context.Context) error {
-	err := s.p.delete(ctx, s.repo, s.loc, registry.ErrBlobUploadUnknown)
+	err := s.p.delete(ctx, s.repo, s.loc, registry.ErrBlobUploadUnknown, nil)
 	if errors.Is(err, registry.ErrBlobUploadUnknown) {
 		return nil
 	}

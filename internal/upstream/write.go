@@ -106,6 +106,8 @@ func (p *Parent) refuses(c *call) *registry.Error {
 		return text(registry.ErrRangeInvalid)
 	case s == http.StatusRequestEntityTooLarge:
 		return text(registry.ErrSizeInvalid)
+	case s == http.StatusPreconditionFailed && demands(c.write): // else it is a rule of the parent's
+		return text(registry.ErrPrecondition)
 	case said.Code != "" && s >= 400:
 		return text(&registry.Error{Code: said.Code})
 	case s == http.StatusForbidden:
@@ -128,8 +130,12 @@ func (p *Parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 	if ref.Digest != "" {
 		want.Digest = ref.Digest
 	}
+	header := http.Header{"Content-Type": {m.MediaType}}
+	if ref.Tag != "" {
+		demand(ctx, header)
+	}
 	c, err := p.send(ctx, repo, &write{
-		method: http.MethodPut, target: "/v2/" + repo + "/manifests/" + ref.String(), header: http.Header{"Content-Type": {m.MediaType}},
+		method: http.MethodPut, target: "/v2/" + repo + "/manifests/" + ref.String(), header: header,
 		length: int64(len(m.Bytes)), body: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(string(m.Bytes))), nil },
 	})
 	if err != nil {
@@ -157,6 +163,22 @@ func (p *Parent) PutManifest(ctx context.Context, repo string, ref registry.Refe
 	return want.Descriptor, nil
 }
 
+// demand adds the precondition of a request that changes a tag.
+func demand(ctx context.Context, h http.Header) {
+	p := registry.PreconditionFrom(ctx)
+	if p.Match != "" {
+		h.Set("If-Match", p.Match)
+	}
+	if p.NoneMatch != "" {
+		h.Set("If-None-Match", p.NoneMatch)
+	}
+}
+
+// demands reports whether a request has a precondition.
+func demands(w *write) bool {
+	return w != nil && (w.header.Get("If-Match") != "" || w.header.Get("If-None-Match") != "")
+}
+
 // lies is the error of a parent that says that it has stored something else.
 func (p *Parent) lies(want registry.Digest, said string) error {
 	return registry.ErrUnavailable.WithMessage("%s says that it stored %s as %q", p.host, want, clip(said))
@@ -168,7 +190,7 @@ func (p *Parent) DeleteManifest(ctx context.Context, repo string, d registry.Dig
 	if err := p.unrefer(ctx, repo, d); err != nil {
 		return err
 	}
-	return p.delete(ctx, repo, "/v2/"+repo+"/manifests/"+d.String(), registry.ErrManifestUnknown)
+	return p.delete(ctx, repo, "/v2/"+repo+"/manifests/"+d.String(), registry.ErrManifestUnknown, nil)
 }
 
 // DeleteTag implements registry.Deleter. Azure Container Registry has an API of its own for it.
@@ -180,16 +202,18 @@ func (p *Parent) DeleteTag(ctx context.Context, repo, tag string) error {
 	if kind == registry.KindACR {
 		path = "/acr/v1/" + repo + "/_tags/" + tag
 	}
-	return p.delete(ctx, repo, path, registry.ErrManifestUnknown)
+	header := http.Header{}
+	demand(ctx, header)
+	return p.delete(ctx, repo, path, registry.ErrManifestUnknown, header)
 }
 
 // DeleteBlob implements registry.Deleter.
 func (p *Parent) DeleteBlob(ctx context.Context, repo string, d registry.Digest) error {
-	return p.delete(ctx, repo, "/v2/"+repo+"/blobs/"+d.String(), registry.ErrBlobUnknown)
+	return p.delete(ctx, repo, "/v2/"+repo+"/blobs/"+d.String(), registry.ErrBlobUnknown, nil)
 }
 
-func (p *Parent) delete(ctx context.Context, repo, path string, unknown *registry.Error) error {
-	c, err := p.send(ctx, repo, &write{method: http.MethodDelete, target: path})
+func (p *Parent) delete(ctx context.Context, repo, path string, unknown *registry.Error, h http.Header) error {
+	c, err := p.send(ctx, repo, &write{method: http.MethodDelete, target: path, header: h})
 	switch {
 	case err != nil:
 		return err

@@ -18,6 +18,7 @@ type writes struct {
 	place  int               // 0 is the cloud
 	others bool              // several places did: then the last that is delivered wins
 	either []registry.Digest // empty digest: no tag
+	last   registry.Digest   // what the tag is in the end, whoever changed it before; empty: that is not known
 }
 
 // wrote notes a change of a tag that was acknowledged at a place; an empty digest takes the tag away.
@@ -37,7 +38,7 @@ func (w *world) write(place int, name string) *writes {
 		x = &writes{place: place, either: []registry.Digest{w.agreed[name]}}
 		w.writes[name] = x
 	}
-	x.others = x.others || x.place != place
+	x.others, x.last = x.others || x.place != place, ""
 	return x
 }
 
@@ -184,6 +185,9 @@ func (w *world) decided(cloud map[string]map[string]registry.Digest) {
 		left := w.plan.parentWins && x.place > 0 && (w.configured || !w.reaches(x.place-1, repo, tag))
 		if now := cloud[repo][tag]; !x.others && !w.mixed[repo] && !left && !slices.Contains(x.either, now) {
 			w.failf("%s was last changed at place %d to %v, and all agree on %q", name, x.place, x.either, now)
+		}
+		if now := cloud[repo][tag]; x.last != "" && !w.mixed[repo] && !w.configured && now != x.last {
+			w.failf("%s was moved to %s when all that was pushed before had been answered for, and all agree on %q", name, x.last, now)
 		}
 	}
 	for name := range w.removed {

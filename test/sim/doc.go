@@ -22,6 +22,8 @@
 //   - When all is mended, each layer has what its parent has, within a bound of simulated time.
 //   - Then no conflict was told of a tag that clients of one place alone moved.
 //   - Then nothing is called pushed that no queue tells the parent of, and what was deleted at a layer is not in the cloud.
+//   - A tag that was moved at a parent of our own kind, when that had answered for all that was pushed before, stays so,
+//     whatever arrives late there.
 //   - Each link carries each blob once; again what was removed meanwhile, or was on its way when something broke.
 //
 // # What it sees
@@ -42,6 +44,7 @@
 //	a cursor is kept over one that was dropped                    kept plan 262
 //	a parent returns to before two pushes, taken for another's    kept plans parent-cut-twice, parent-cut-twice-newest
 //	a request that arrives late is taken for another's            149; kept plans late-put, late-put-layers
+//	a request that arrives late moves a tag back                  kept plans late-put-moved, late-put-moved-layers
 //	what a layer has from above counts as delivered to it         kept plan pushed-again-after-delete
 //	what lost a conflict counts as delivered at once              101; kept plan conflict-lost-with-power
 //

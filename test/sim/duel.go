@@ -124,3 +124,56 @@ func (w *world) latePut(s step) string {
 	s.image++
 	return fmt.Sprintf("%s, given up %v, arrives after %v, %s", result, given, hold, w.push(s))
 }
+
+// latePutMoved is a push of which a request arrives late: the layer has sent it again, the parent has answered for that, and
+// somebody moved the tag there. At a parent of our own kind that stays, and comes to all others.
+func (w *world) latePutMoved(s step) string {
+	l, above, name := w.layers[s.layer], w.plan.above(s.layer), repositories[s.repo]+":"+tags[s.tag]
+	by := w.desk
+	if above >= 0 {
+		by = w.floor[above]
+	}
+	w.events[s.layer]++
+	hold := time.Minute + time.Duration(s.n%50)*time.Second // a server closes what is idle for longer
+	x := w.writes[name]
+	_, late := w.net.isHeld("", "")
+	alone := !late && (x == nil || x.place == s.layer+1 && !x.others)
+	w.net.change(l.name, l.parent, func(k *link) { k.hold = hold })
+	result := w.push(s)
+	for range 150 {
+		if armed, _ := w.net.isHeld(l.name, l.parent); !armed && !w.queues(s) {
+			break
+		}
+		time.Sleep(time.Second)
+	}
+	armed, late := w.net.isHeld(l.name, l.parent)
+	w.net.change(l.name, l.parent, func(k *link) { k.hold = 0 })
+	a := w.content.artifact(2000 + s.n)
+	strict := alone && late && !armed && !w.queues(s) && !w.history[name][a.root()] && (above >= 0 || w.plan.connected)
+	w.record(above+1, repositories[s.repo], tags[s.tag], a)
+	v, err := by.push(repositories[s.repo], tags[s.tag], a)
+	if above >= 0 {
+		t := s
+		t.layer = above
+		result += ", " + w.pushed(t, a, v, err)
+	} else if v == done {
+		w.wrote(0, repositories[s.repo], tags[s.tag], a.root())
+	}
+	if strict = strict && v == done; strict {
+		w.write(above+1, name).last = a.root()
+	}
+	return fmt.Sprintf("%s, late %v, moved to %s, which stays: %v", result, late, short(a.root()), strict)
+}
+
+// queues reports whether a layer that runs may have a tag to tell its parent of.
+func (w *world) queues(s step) bool {
+	l := w.layers[s.layer]
+	c := l.content()
+	if !l.isReady() || c == nil {
+		return true
+	}
+	list, err := queue(c)
+	return err != nil || slices.ContainsFunc(list, func(e registry.OutboxEntry) bool {
+		return e.Repository == repositories[s.repo] && (e.Tag == tags[s.tag] || slices.Contains(e.Tags, tags[s.tag]))
+	})
+}

@@ -53,6 +53,7 @@ var kinds = []*kind{
 var laterKinds = []*kind{
 	{name: "late put", fault: true, layer: true, content: true, do: (*world).latePut},
 	{name: "parent cut twice", fault: true, layer: true, content: true, do: (*world).parentCutTwice},
+	{name: "late put, moved", fault: true, layer: true, content: true, do: (*world).latePutMoved},
 }
 
 // cloudPush gives a tag of the cloud another image.

@@ -170,7 +170,7 @@ func (m *memory) MountBlob(_ context.Context, repo, from string, d registry.Dige
 	return registry.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: int64(len(content))}, nil
 }
 
-func (m *memory) PutManifest(_ context.Context, repo string, ref registry.Reference, in registry.Manifest) (registry.Descriptor, error) {
+func (m *memory) PutManifest(ctx context.Context, repo string, ref registry.Reference, in registry.Manifest) (registry.Descriptor, error) {
 	made, refs, err := registry.NewManifest(in.MediaType, slices.Clone(in.Bytes))
 	if err != nil {
 		return registry.Descriptor{}, err
@@ -194,6 +194,11 @@ func (m *memory) PutManifest(_ context.Context, repo string, ref registry.Refere
 	for _, c := range refs.Manifests {
 		if _, ok := r.manifests[c.Digest]; !ok {
 			return registry.Descriptor{}, registry.ErrManifestBlobUnknown.WithDetail(map[string]string{"digest": c.Digest.String()})
+		}
+	}
+	if at := r.tags[ref.Tag]; ref.Tag != "" && at != made.Digest {
+		if err := registry.PreconditionFrom(ctx).Check(at); err != nil {
+			return registry.Descriptor{}, err
 		}
 	}
 	r = m.makeRepo(repo)
@@ -223,15 +228,19 @@ func (m *memory) DeleteManifest(_ context.Context, repo string, d registry.Diges
 	return nil
 }
 
-func (m *memory) DeleteTag(_ context.Context, repo, tag string) error {
+func (m *memory) DeleteTag(ctx context.Context, repo, tag string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.repo(repo)
 	if err != nil {
 		return registry.ErrManifestUnknown
 	}
-	if _, ok := r.tags[tag]; !ok {
+	at, ok := r.tags[tag]
+	if !ok {
 		return registry.ErrManifestUnknown
+	}
+	if err := registry.PreconditionFrom(ctx).Check(at); err != nil {
+		return err
 	}
 	delete(r.tags, tag)
 	return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 
@@ -20,6 +21,11 @@ func parallel(n int, f func(i int) error) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// index is which of the images has a digest.
+func index(images []Image, d registry.Digest) int {
+	return slices.IndexFunc(images, func(i Image) bool { return i.Digest == d })
 }
 
 var concurrentTests = []subtest{
@@ -55,6 +61,36 @@ var concurrentTests = []subtest{
 			}
 			return nil
 		}))
+	}},
+	{"of moves from one manifest one is made", func(t *testing.T, r registry.Registry) {
+		var images []Image
+		for i := range 6 {
+			images = append(images, NewImage(uint64(i+1), 100))
+			push(t, r, repo, "", images[i])
+		}
+		at := images[5].Digest
+		push(t, r, repo, "latest", images[5])
+		for range 5 {
+			errs := make([]error, 5)
+			ctx := registry.WithPrecondition(t.Context(), registry.StandsAt(at))
+			_ = parallel(5, func(i int) error {
+				_, errs[i] = r.PutManifest(ctx, repo, registry.TagReference("latest"), images[i].Manifest)
+				return nil
+			})
+			moved := 0
+			for i, err := range errs {
+				if err != nil {
+					wantCode(t, "PutManifest", err, registry.CodePrecondition)
+				} else if images[i].Digest != at {
+					moved++
+				}
+			}
+			now, err := r.ResolveManifest(t.Context(), repo, registry.TagReference("latest"))
+			if must(t, "ResolveManifest", err); moved != 1 || errs[index(images, now.Digest)] != nil {
+				t.Fatalf("%d moves were made: %v", moved, errs)
+			}
+			at = now.Digest
+		}
 	}},
 	{"reads of what is deleted end cleanly", func(t *testing.T, r registry.Registry) {
 		image := NewImage(1, 100_000)

@@ -58,6 +58,36 @@ var manifestTests = []subtest{
 		push(t, r, repo, "latest", one)
 		wantManifest(t, r, repo, registry.TagReference("latest"), one.Manifest)
 	}},
+	{"tag moves where the precondition holds", func(t *testing.T, r registry.Registry) {
+		one, two, three := NewImage(1, 100), NewImage(2, 100), NewImage(3, 100)
+		for _, image := range []Image{one, two, three} {
+			push(t, r, repo, "", image)
+		}
+		put := func(image Image, at registry.Digest) error {
+			ctx := registry.WithPrecondition(t.Context(), registry.StandsAt(at))
+			_, err := r.PutManifest(ctx, repo, registry.TagReference("latest"), image.Manifest)
+			return err
+		}
+		untag := func(at registry.Digest) error {
+			return r.DeleteTag(registry.WithPrecondition(t.Context(), registry.StandsAt(at)), repo, "latest")
+		}
+		wantCode(t, "no tag, and one is wanted", put(one, two.Digest), registry.CodePrecondition)
+		must(t, "no tag, and none is wanted", put(one, ""))
+		wantCode(t, "a tag, and none is wanted", put(two, ""), registry.CodePrecondition)
+		must(t, "it is there already", put(one, ""))
+		must(t, "as wanted", put(two, one.Digest))
+		wantCode(t, "elsewhere", put(three, one.Digest), registry.CodePrecondition)
+		wantManifest(t, r, repo, registry.TagReference("latest"), two.Manifest)
+		wantCode(t, "untag elsewhere", untag(one.Digest), registry.CodePrecondition)
+		wantManifest(t, r, repo, registry.TagReference("latest"), two.Manifest)
+		must(t, "untag", untag(two.Digest))
+		wantCode(t, "untag again", untag(two.Digest), registry.CodeManifestUnknown)
+		must(t, "by digest it says nothing", func() error {
+			ctx := registry.WithPrecondition(t.Context(), registry.StandsAt(three.Digest))
+			_, err := r.PutManifest(ctx, repo, registry.DigestReference(one.Digest), one.Manifest)
+			return err
+		}())
+	}},
 	{"repositories do not mix", func(t *testing.T, r registry.Registry) {
 		one, two := NewImage(1, 100), NewImage(2, 100)
 		push(t, r, repo, "latest", one)
