@@ -15,13 +15,24 @@ func TestPrecondition(t *testing.T) {
 		at               registry.Digest
 		fails            bool
 	}{
-		{at: a}, {},
-		{match: "*", at: a}, {match: "*", fails: true},
-		{match: `"sha256:a"`, at: a}, {match: `"x" , "sha256:a"`, at: a}, {match: `"sha256:a"`, at: b, fails: true},
-		{match: `"sha256:a"`, fails: true}, {match: `W/"sha256:a"`, at: a, fails: true}, {match: "sha256:a", at: a, fails: true}, {match: `""`, fails: true},
-		{noneMatch: "*"}, {noneMatch: "*", at: a, fails: true},
-		{noneMatch: `"sha256:a"`, at: b}, {noneMatch: `"sha256:a"`}, {noneMatch: `"x",W/"sha256:a"`, at: a, fails: true},
-		{match: "*", noneMatch: `"sha256:a"`, at: b}, {match: `"sha256:a"`, noneMatch: "*", at: a, fails: true},
+		{at: a},
+		{},
+		{match: "*", at: a},
+		{match: "*", fails: true},
+		{match: `"sha256:a"`, at: a},
+		{match: `"x" , "sha256:a"`, at: a},
+		{match: `"sha256:a"`, at: b, fails: true},
+		{match: `"sha256:a"`, fails: true},
+		{match: `W/"sha256:a"`, at: a, fails: true},
+		{match: "sha256:a", at: a, fails: true},
+		{match: `""`, fails: true},
+		{noneMatch: "*"},
+		{noneMatch: "*", at: a, fails: true},
+		{noneMatch: `"sha256:a"`, at: b},
+		{noneMatch: `"sha256:a"`},
+		{noneMatch: `"x",W/"sha256:a"`, at: a, fails: true},
+		{match: "*", noneMatch: `"sha256:a"`, at: b},
+		{match: `"sha256:a"`, noneMatch: "*", at: a, fails: true},
 	} {
 		err := registry.Precondition{Match: tt.match, NoneMatch: tt.noneMatch}.Check(tt.at)
 		if (err != nil) != tt.fails || err != nil && !errors.Is(err, registry.ErrPrecondition) {

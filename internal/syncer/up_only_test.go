@@ -70,6 +70,7 @@ func TestLateAfterOthers(t *testing.T) {
 				p.set(func(p *parent) { p.late = 1 })
 				tt.late(f)
 				time.Sleep(2 * time.Minute)
+				synctest.Wait()
 				if len(p.arrive) != 1 || len(f.entries()) != 0 {
 					t.Fatalf("%d requests are late; the outbox: %+v", len(p.arrive), f.entries())
 				}
@@ -77,6 +78,7 @@ func TestLateAfterOthers(t *testing.T) {
 				time.Sleep(2 * time.Minute)
 				p.arrives()
 				time.Sleep(5 * time.Minute)
+				synctest.Wait()
 				here, there := stands(t, f.store, "v"), stands(t, p.Registry, "v")
 				if there != tt.then.Digest || here != there && there != "" { // a ReadWrite registry keeps what the parent has not
 					t.Errorf("the tag is %q here and %q there, want %q; the outbox: %+v", here, there, tt.then.Digest, f.entries())
@@ -127,20 +129,23 @@ func TestMovedSinceTheLook(t *testing.T) {
 				f := newFloor(t, set, syncer.Options{}, true)
 				time.Sleep(2 * time.Minute)
 				done := 0
-				p.quicker = func() {
-					if tt.times < 0 {
-						p.gives(t, ours)
-					} else if done < tt.times {
-						p.gives(t, others[done])
-						done++
+				p.set(func(p *parent) {
+					p.quicker = func() {
+						if tt.times < 0 {
+							p.gives(t, ours)
+						} else if done < tt.times {
+							p.gives(t, others[done])
+							done++
+						}
 					}
-				}
+				})
 				if !tt.untag {
 					f.push("v", ours)
 				} else if err := f.store.DeleteTag(t.Context(), "app", "v"); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(5 * time.Minute)
+				synctest.Wait()
 				if here, there := stands(t, f.store, "v"), stands(t, p.Registry, "v"); here != tt.want || there != tt.want {
 					t.Errorf("the tag is %q here and %q there, want %q", here, there, tt.want)
 				}
@@ -190,6 +195,7 @@ func TestDemands(t *testing.T) {
 				time.Sleep(2 * time.Minute)
 				f.push("v", next)
 				time.Sleep(2 * time.Minute)
+				synctest.Wait()
 				if got := p.demands; len(got) != len(tt.want) || len(f.entries()) != 0 || stands(t, p.Registry, "v") != next.Digest {
 					t.Fatalf("it was asked for %v, want %v; the outbox: %+v", got, tt.want, f.entries())
 				}

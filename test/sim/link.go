@@ -127,13 +127,14 @@ func (c *conn) note(p []byte) {
 		return
 	}
 	l := c.link
-	c.blob = ""
+	c.blob, c.put = "", ""
 	if _, digest, is := strings.Cut(path, "/blobs/sha256:"); is && method == "GET" {
 		c.blob = "sha256:" + digest
 		l.gets[c.blob]++
 	}
 	if method == "PUT" && strings.Contains(path, "/manifests/") {
 		l.puts[path]++
+		c.put = path
 		if l.hold > 0 && !strings.Contains(path, "/sha256:") {
 			c.half[up].last, c.late, l.hold = time.Now().Add(l.hold), true, 0
 		}

@@ -186,6 +186,7 @@ type pair struct {
 	half     [2]half
 	err      error  // both ends fail with it
 	blob     string // digest of the blob that was asked for last
+	put      string // path of the manifest that was put last
 	late     bool   // a request on it was held
 }
 
@@ -326,11 +327,13 @@ func pauseUntil(now, until time.Time, signs ...<-chan struct{}) {
 // Write implements net.Conn.
 func (c *conn) Write(p []byte) (total int, err error) {
 	h := &c.half[c.dir]
+	c.n.mu.Lock()
 	if c.dir == up {
-		c.n.mu.Lock()
 		c.note(p)
-		c.n.mu.Unlock()
+	} else if c.put != "" && strings.HasPrefix(string(p[:min(len(p), 16)]), "HTTP/1.1 412 ") {
+		c.link.puts[c.put]-- // somebody else had moved the tag since it was asked for: nothing was changed
 	}
+	c.n.mu.Unlock()
 	for len(p) > 0 {
 		c.n.mu.Lock()
 		now := time.Now()
