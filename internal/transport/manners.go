@@ -27,7 +27,10 @@ const (
 // as the disk there are two things in a client's way:
 //
 //   - The runtime looks for what came over the network when a processor has nothing to do, and else every 10 ms. So one
-//     processor is left to those who serve: of the others, each has one transfer that hashes and writes.
+//     processor is left to those who serve: of the others, each has one transfer that hashes and writes. But it is the
+//     thread that looks that goes on with what came, and a thread that hashes, or waits for the disk, looks no more while
+//     the processor that is left sleeps. So each piece begins with a goroutine that does nothing: the runtime wakes a thread
+//     for it, which has nothing to do then, and looks.
 //   - The system lets a thread that wakes wait for milliseconds where others are busy: until the tick of its clock, 4 ms
 //     apart where it has 250 Hz. So transfers stand still for a moment whenever a client asks, and offer their processor
 //     around at each piece: without that, who comes while they hash waits for the tick, this registry and all else on the
@@ -36,6 +39,7 @@ type manners struct {
 	asked atomic.Int64 // how often a client began to ask, or had its answer
 
 	offer func() // the processor, to who waits for it
+	look  func() // has the runtime look for clients beside
 
 	max   int // transfers at work
 	alone bool
@@ -52,7 +56,7 @@ func newManners(processors int, tell func(bool)) *manners {
 	if tell == nil {
 		tell = func(bool) {}
 	}
-	return &manners{offer: schedYield, max: max(1, processors-1), alone: processors == 1, freed: make(chan struct{}), tell: tell}
+	return &manners{offer: schedYield, look: func() { go func() {}() }, max: max(1, processors-1), alone: processors == 1, freed: make(chan struct{}), tell: tell}
 }
 
 // touch notes that a piece moves.
@@ -145,6 +149,7 @@ func (w *worker) work(ctx context.Context, c Class, n int) {
 		return
 	}
 	w.m.offer()
+	w.m.look()
 	w.run += n
 	came, freed := w.take(0)
 	if freed == nil {
